@@ -1,0 +1,174 @@
+"""Half sweeps of cross-approximation over the modes, batched over scans (paper Sec. 3.2 and Algorithm 1).
+
+``evaluate(codes) -> values`` is all this module knows of the world: int64 ``(G, M)`` voxel codes in, float
+``(B, M, C)`` encodings out. ``G`` is 1 where all scans share their index sets, else ``B``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from cpic_monai.cross.index_sets import (
+    CrossIndices,
+    CrossPlan,
+    empty_code,
+    extend_left,
+    extend_right,
+    locate,
+    split_columns,
+)
+from cpic_monai.cross.interpolation import Ridge, interpolate
+from cpic_monai.cross.pivoting import joint_rows, pivoted_rows
+from cpic_monai.grid import IndexGrid
+from cpic_monai.tensor_train import TensorTrain
+
+Evaluate = Callable[[Tensor], Tensor]
+
+
+def half_sweep(
+    evaluate: Evaluate,
+    grid: IndexGrid,
+    right: Sequence[Tensor],
+    rank: int,
+    *,
+    joint: bool,
+    tol: float = 1e-9,
+    ridge: Ridge | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[TensorTrain, CrossIndices]:
+    """Choose left index sets against given right sets and interpolate, in one pass over the modes.
+
+    Every voxel is evaluated at most once: a mode's values at its pivots are carried on to the next mode.
+
+    Parameters
+    ----------
+    evaluate
+        Codes ``(G, M)`` to values ``(B, M, C)``; may carry gradients.
+    right
+        Suffix codes ``(G, s_k)`` at each inner bond, nested (:func:`cpic_monai.cross.seeds.suffix_sets`).
+    rank
+        Largest bond rank.
+    joint
+        True: one set of pivots for all scans (``G`` must be 1). False: each scan its own.
+    tol
+        Relative residual below which a pivot is dead.
+    dtype
+        Of the small algebra; the encoder keeps its own.
+
+    Returns
+    -------
+    TensorTrain, CrossIndices
+        Cores ``(B, r_{k-1}, n_k, r_k)`` with the channels as the last bond, and the index sets used.
+    """
+    ridge = ridge or Ridge()
+    device = right[0].device if right else None
+    groups = right[0].shape[0] if right else 1
+    if joint and groups != 1:
+        raise ValueError(f"joint pivots need one shared set of suffixes, found sets for {groups} scans")
+    left = ends = empty_code(groups, device)
+    known: Tensor | None = None
+    cores, lefts, alives = [], [], []
+    last = len(grid.modes) - 1
+    for k, mode in enumerate(grid.modes):
+        digits = mode.to(device)
+        suffix = right[k] if k < last else ends
+        columns = extend_right(digits, suffix)
+        r, n, s = left.shape[1], len(digits), suffix.shape[1]
+        if known is None:
+            values = evaluate((left[:, :, None] + columns[:, None, :]).flatten(1)).to(dtype)
+            values = values.reshape(values.shape[0], r, n * s, -1)
+        else:
+            values = _complete(evaluate, left, columns, locate(right[k - 1], columns), known)
+        batch, channels = values.shape[0], values.shape[-1]
+        if k == last:
+            cores.append(values.reshape(batch, r, n, channels))
+            break
+        matrix = values.reshape(batch, r * n, s * channels)
+        choose = joint_rows if joint else pivoted_rows
+        rows, alive = choose(matrix.detach(), rank, tol)
+        if not joint and groups == 1 and batch > 1:
+            # First own pivots of scans that started from shared suffixes: from here on the sets are the scans' own.
+            raise ValueError("per-scan pivots need per-scan suffixes: give suffix sets of shape (B, s)")
+        core = interpolate(matrix, rows, alive, ridge)
+        cores.append(core.reshape(batch, r, n, rows.shape[1]))
+        left = extend_left(left, digits).gather(1, rows)
+        index = rows[:, :, None, None].expand(batch, -1, s, channels)
+        known = values.reshape(batch, r * n, s, channels).gather(1, index)
+        lefts.append(left)
+        alives.append(alive)
+    return TensorTrain(tuple(cores)), CrossIndices(tuple(lefts), tuple(right), tuple(alives))
+
+
+def _complete(evaluate: Evaluate, left: Tensor, columns: Tensor, parents: Tensor, known: Tensor) -> Tensor:
+    """Values ``(B, r, n*s, C)`` of a mode: the pivots' from the mode before, the others' from the encoder."""
+    fresh, order = split_columns(parents, columns.shape[1])
+    batch, r, _, channels = known.shape
+    if fresh.shape[1]:
+        codes = (left[:, :, None] + columns.gather(1, fresh)[:, None, :]).flatten(1)
+        new = evaluate(codes).to(known.dtype).reshape(batch, r, fresh.shape[1], channels)
+        known = torch.cat([known, new], dim=2)
+    return known.gather(2, order[:, None, :, None].expand(batch, r, -1, channels))
+
+
+def interpolate_plan(values: Tensor, plan: CrossPlan, ridge: Ridge | None = None) -> TensorTrain:
+    """The same train from one evaluation of all of a plan's voxels: a static graph without any choice.
+
+    Parameters
+    ----------
+    values
+        Encodings ``(B, N, C)`` at ``plan.codes``, in the dtype of the small algebra (float64 recommended).
+
+    Notes
+    -----
+    Pivots are fixed, so all modes of one size are solved in a single batched call instead of one after the other.
+    """
+    ridge = ridge or Ridge()
+    batch, _, channels = values.shape
+    padded = torch.cat([values, values.new_zeros(batch, 1, channels)], dim=1)  # the last entry is the zero of padding
+    last = len(plan.gather) - 1
+    cores: list[Tensor | None] = [None] * last
+    for members in _by_mode_size(plan):
+        gather, rows, alive = (t.to(values.device) for t in _stack(plan, members, values.shape[1]))
+        groups, count, r, n, s = gather.shape
+        flat = gather.reshape(groups, -1)
+        picked = _take(padded, flat)
+        matrix = picked.reshape(batch, count, r * n, s * channels)
+        solved = interpolate(matrix, rows.expand(batch, -1, -1), alive, ridge).reshape(batch, count, r, n, -1)
+        for i, k in enumerate(members):
+            cores[k] = solved[:, i, : plan.gather[k].shape[1], :, : plan.rows[k].shape[1]]
+    tail = plan.gather[last].to(values.device)
+    final = _take(values, tail.reshape(tail.shape[0], -1)).reshape(batch, tail.shape[1], tail.shape[2], channels)
+    return TensorTrain((*(c for c in cores if c is not None), final))
+
+
+def _take(values: Tensor, places: Tensor) -> Tensor:
+    """Values ``(B, M, C)`` at places ``(G, M)``."""
+    if places.shape[0] == 1:
+        return values.index_select(1, places[0])
+    return values.gather(1, places[:, :, None].expand(-1, -1, values.shape[2]))
+
+
+def _by_mode_size(plan: CrossPlan) -> list[list[int]]:
+    """Mode numbers (without the last mode) grouped by their size."""
+    groups: dict[int, list[int]] = {}
+    for k, gather in enumerate(plan.gather[:-1]):
+        groups.setdefault(gather.shape[2], []).append(k)
+    return list(groups.values())
+
+
+def _stack(plan: CrossPlan, members: list[int], zero: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One padded gather table ``(G, m, r, n, s)``, pivots and masks ``(G, m, r)`` for modes of one size."""
+    r = max(plan.gather[k].shape[1] for k in members)
+    s = max(plan.gather[k].shape[3] for k in members)
+    rank = max(plan.rows[k].shape[1] for k in members)
+    pad = torch.nn.functional.pad
+    gather = [
+        pad(plan.gather[k], (0, s - plan.gather[k].shape[3], 0, 0, 0, r - plan.gather[k].shape[1]), value=zero)
+        for k in members
+    ]
+    rows = [pad(plan.rows[k], (0, rank - plan.rows[k].shape[1])) for k in members]
+    alive = [pad(plan.alive[k], (0, rank - plan.alive[k].shape[1])) for k in members]
+    return torch.stack(gather, 1), torch.stack(rows, 1), torch.stack(alive, 1)
