@@ -1,0 +1,88 @@
+"""Batches of scans with any number of visits each: one scan is read once a step, however many rows it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.engines.utils import PrepareBatch
+from torch import Tensor
+
+ROW_KEYS = ("tabular", "label", "offset", "scale", "visit")
+
+
+def collate_visits(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Collate cohort items into one batch.
+
+    Returns
+    -------
+    dict
+        ``image``: patches stacked ``(S, N, C, p, p, p)``, or the list of lazy scans. ``tabular, label, offset, scale,
+        visit``: rows of all scans one after the other, float32 ``(R, ...)``. ``scan_index``: int64 ``(R,)``.
+        ``subject``: names of the scans.
+    """
+    images = [item["image"] for item in items]
+    batch: dict[str, Any] = {
+        "image": torch.stack([torch.as_tensor(i) for i in images]) if isinstance(images[0], Tensor) else images,
+        "subject": [str(item["subject"]) for item in items],
+        "scan_index": torch.repeat_interleave(
+            torch.arange(len(items)), torch.tensor([len(item["tabular"]) for item in items])
+        ),
+    }
+    for key in ROW_KEYS:
+        if all(key in item for item in items):
+            batch[key] = torch.cat([torch.as_tensor(item[key], dtype=torch.float32) for item in items])
+    return batch
+
+
+class PrepareVisits(PrepareBatch):
+    """A collated batch as ``(image, label, args, kwargs)`` of the network's call.
+
+    Parameters
+    ----------
+    with_label
+        True gives the inferer the targets too (the leave-one-out recipe predicts each scan from the others').
+    """
+
+    def __init__(self, with_label: bool = False) -> None:
+        self.with_label = with_label
+
+    def __call__(
+        self,
+        batchdata: dict[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Any, Tensor | None, tuple, dict[str, Any]]:
+        """Move tensors to ``device``; lazy scans stay where they are and are read by the network."""
+
+        def move(value: Any) -> Any:
+            return value.to(device, non_blocking=non_blocking, **kwargs) if isinstance(value, Tensor) else value
+
+        label = move(batchdata.get("label"))
+        extra = {
+            "tabular": move(batchdata["tabular"]),
+            "scan_index": move(batchdata["scan_index"]),
+            "subjects": batchdata["subject"],
+        }
+        if self.with_label:
+            extra["label"] = label
+        return move(batchdata["image"]), label, (), extra
+
+
+class ToUnits:
+    """Postprocessing: predictions and targets from the network's scale back to the target's unit.
+
+    Works on the whole batch dictionary of an evaluator with ``decollate=False``: ``pred`` ``(R, Q)`` and ``label``
+    ``(R, 1)`` become ``value * scale + offset``, e.g. mL of FVC.
+    """
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """See the class."""
+        out = dict(data)
+        for key in ("pred", "label"):
+            if out.get(key) is not None:
+                value = out[key].float()
+                out[key] = value * out["scale"].to(value.device) + out["offset"].to(value.device)
+        return out

@@ -1,0 +1,187 @@
+"""Whose index sets: of the whole cohort, of each scan, or every voxel (design: cohort mode, scan mode, TT-SVD)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cpic_monai.cross.index_sets import CrossIndices, CrossPlan, left_sizes, make_plan, right_sizes
+from cpic_monai.cross.interpolation import Ridge
+from cpic_monai.cross.seeds import suffix_sets
+from cpic_monai.cross.sweep import Evaluate, half_sweep, interpolate_plan
+from cpic_monai.grid import IndexGrid, all_codes
+from cpic_monai.tensor_train import TensorTrain, tt_svd
+
+
+class CohortIndexSets(nn.Module):
+    """Index sets shared by all scans: part of the model, saved with it, no search at inference.
+
+    Parameters
+    ----------
+    grid, rank, channels
+        Of the encoding.
+    draws
+        Independent draws of index sets; predictions average over them.
+    seed
+        Of the first sets, which look at random voxels until :meth:`select` has seen scans.
+    """
+
+    left: Tensor
+    right: Tensor
+    alive: Tensor
+
+    def __init__(
+        self, grid: IndexGrid, rank: int, channels: int, draws: int = 1, seed: int = 0, ridge: Ridge | None = None
+    ) -> None:
+        super().__init__()
+        if draws < 1 or rank < 1:
+            raise ValueError(f"`draws` and `rank` must be at least 1, found {draws} and {rank}")
+        self.grid, self.rank, self.channels, self.ridge = grid, rank, channels, ridge or Ridge()
+        self._left, self._right = left_sizes(grid, rank), right_sizes(grid, rank, channels)
+        for name in ("left", "right"):
+            self.register_buffer(name, torch.zeros((draws, len(self._left), rank), dtype=torch.int64))
+        self.register_buffer("alive", torch.zeros((draws, len(self._left), rank), dtype=torch.bool))
+        self._plans: list[CrossPlan] | None = None
+        generator = torch.Generator().manual_seed(seed)
+        self.select(lambda codes: _noise(codes, channels, generator), self._random_seeds(generator), generator)
+
+    @property
+    def draws(self) -> int:
+        """Number of draws held."""
+        return self.left.shape[0]
+
+    @property
+    def plans(self) -> list[CrossPlan]:
+        """One plan a draw."""
+        if self._plans is None:
+            self._plans = [make_plan(self.grid, self.indices(d)) for d in range(self.draws)]
+        return self._plans
+
+    def indices(self, draw: int) -> CrossIndices:
+        """The index sets of one draw, without padding."""
+        left = tuple(self.left[draw, k, :n][None].cpu() for k, n in enumerate(self._left))
+        right = tuple(self.right[draw, k, :n][None].cpu() for k, n in enumerate(self._right))
+        alive = tuple(self.alive[draw, k, :n][None].cpu() for k, n in enumerate(self._left))
+        return CrossIndices(left, right, alive)
+
+    def codes(self) -> Tensor:
+        """All voxels to look at, int64 ``(N,)``: the draws one after the other."""
+        return torch.cat([plan.codes[0] for plan in self.plans])
+
+    def voxels(self, subject: str | None = None) -> Tensor:
+        """The same as voxel indices int64 ``(N, 3)``; every subject's are alike."""
+        return self.grid.decode(self.codes())
+
+    def decompose(self, values: Tensor) -> list[TensorTrain]:
+        """Values ``(B, N, C)`` at :meth:`codes` to one train a draw."""
+        sizes = [plan.codes.shape[1] for plan in self.plans]
+        if values.shape[1] != sum(sizes):
+            raise ValueError(
+                f"{values.shape[1]} values a scan for {sum(sizes)} cross indices: the patches were sampled for other "
+                "index sets; sample them again after a re-selection"
+            )
+        parts = values.split(sizes, dim=1)
+        return [interpolate_plan(v, plan, self.ridge) for v, plan in zip(parts, self.plans, strict=True)]
+
+    @torch.no_grad()
+    def select(
+        self, evaluate: Evaluate, seeds: Sequence[Tensor], generator: torch.Generator | None = None, tol: float = 1e-4
+    ) -> None:
+        """Choose new index sets, one draw for each entry of ``seeds``, jointly for the scans that ``evaluate`` knows.
+
+        Parameters
+        ----------
+        evaluate
+            Codes ``(1, M)`` to values ``(B, M, C)``.
+        seeds
+            Seed voxel codes int64 ``(S,)``, one tensor a draw.
+        tol
+            Relative residual below which a pivot is dead.
+        """
+        shape = (len(seeds), *self.left.shape[1:])
+        left, right = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+        alive = torch.zeros(shape, dtype=torch.bool)
+        for d, codes in enumerate(seeds):
+            suffixes = suffix_sets(self.grid, codes[None], self.rank, self.channels, generator)
+            _, sets = half_sweep(evaluate, self.grid, suffixes, self.rank, joint=True, tol=tol, ridge=self.ridge)
+            for k in range(shape[1]):
+                left[d, k, : self._left[k]] = sets.left[k][0]
+                right[d, k, : self._right[k]] = sets.right[k][0]
+                alive[d, k, : self._left[k]] = sets.alive[k][0]
+        device = self.left.device
+        self.left, self.right, self.alive = left.to(device), right.to(device), alive.to(device)
+        self._plans = None
+
+    def _random_seeds(self, generator: torch.Generator) -> list[Tensor]:
+        limit = torch.tensor(self.grid.shape)
+        voxels = (torch.rand((self.draws, self.rank, len(limit)), generator=generator) * limit).long()
+        return list(self.grid.encode(voxels))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Take whatever number of draws the checkpoint holds."""
+        for name in ("left", "right", "alive"):
+            value = state_dict.get(f"{prefix}{name}")
+            if value is not None and value.shape[1:] == getattr(self, name).shape[1:]:
+                setattr(self, name, torch.zeros_like(value, device=self.left.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._plans = None
+
+
+class EveryVoxel(nn.Module):
+    """Every voxel of the grid and the exact TT-SVD: the reference for small scans, under the same interface."""
+
+    def __init__(self, grid: IndexGrid, rank: int) -> None:
+        super().__init__()
+        self.grid, self.rank, self.draws = grid, rank, 1
+
+    def codes(self) -> Tensor:
+        """All voxels in mode order, int64 ``(N,)``."""
+        return all_codes(self.grid)
+
+    def voxels(self, subject: str | None = None) -> Tensor:
+        """The same as voxel indices int64 ``(N, 3)``."""
+        return self.grid.decode(self.codes())
+
+    def decompose(self, values: Tensor) -> list[TensorTrain]:
+        """Values ``(B, N, C)`` of all voxels to one train, by TT-SVD."""
+        return [tt_svd(values.reshape(values.shape[0], *self.grid.mode_sizes, values.shape[-1]), self.rank)]
+
+
+class ScanIndexSets(nn.Module):
+    """Index sets of each scan, kept by subject (the paper's way).
+
+    A scan's right sets follow from its seed voxels and stay frozen from the first visit on; its left pivots are chosen
+    anew in every sweep. What is kept, and saved in the checkpoint, is therefore the seed voxels.
+    """
+
+    def __init__(self, grid: IndexGrid, rank: int, channels: int, seed: int = 0, ridge: Ridge | None = None) -> None:
+        super().__init__()
+        self.grid, self.rank, self.channels, self.seed, self.ridge = grid, rank, channels, seed, ridge or Ridge()
+        self.seeds: dict[str, Tensor] = {}
+        self.draws = 1
+
+    def sweep(self, evaluate: Evaluate, seeds: Tensor, tol: float = 1e-9) -> tuple[list[TensorTrain], CrossIndices]:
+        """One half sweep from seed voxel codes ``(B, S)``: the trains, and what was looked at."""
+        generator = torch.Generator().manual_seed(self.seed)
+        right = suffix_sets(self.grid, seeds, self.rank, self.channels, generator)
+        train, indices = half_sweep(evaluate, self.grid, right, self.rank, joint=False, tol=tol, ridge=self.ridge)
+        return [train], indices
+
+    def forget(self, subjects: Sequence[str] | None = None) -> None:
+        """Drop the seeds of these subjects (all by default), to be drawn anew at their next visit."""
+        for subject in list(self.seeds) if subjects is None else subjects:
+            self.seeds.pop(subject, None)
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """Seed voxels by subject, for the checkpoint."""
+        return dict(self.seeds)
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Restore :meth:`get_extra_state`."""
+        self.seeds = dict(state)
+
+
+def _noise(codes: Tensor, channels: int, generator: torch.Generator) -> Tensor:
+    return torch.randn((1, codes.shape[1], channels), generator=generator, dtype=torch.float64)

@@ -1,0 +1,121 @@
+"""Checkpoints that are never half written: the best network, and all that a run needs to go on."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+logger = logging.getLogger(__name__)
+
+
+def save_atomically(state: Any, path: str | Path) -> Path:
+    """``torch.save`` to a temporary name beside ``path``, then rename: readers see the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+class BestCheckpoint:
+    """Save the network when an evaluator's key metric is its best so far.
+
+    MONAI's ``CheckpointSaver`` removes the old file before it has written the new one; this one replaces it.
+
+    Parameters
+    ----------
+    path
+        The file, e.g. ``models/model.pt``.
+    network
+        Saved as a flat state dict, which loads with ``weights_only=True``.
+    metadata
+        Plain containers saved under ``"metadata"`` of ``<path>`` with the suffix ``.meta.pt`` (tabular encoding, target
+        scale): what prediction on new data needs beside the weights.
+    """
+
+    def __init__(self, path: str | Path, network: torch.nn.Module, metadata: Mapping[str, Any] | None = None) -> None:
+        self.path, self.network, self.metadata = Path(path), network, metadata
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator, whose state tells the best epoch of its key metric."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save if the epoch just evaluated is the best."""
+        if engine.state.best_metric_epoch != engine.state.epoch:
+            return
+        if self.metadata is not None:
+            save_atomically(dict(self.metadata), self.path.with_suffix(".meta.pt"))
+        save_atomically(self.network.state_dict(), self.path)
+        logger.info(
+            f"epoch {engine.state.epoch}: best {engine.state.key_metric_name} {engine.state.best_metric:.4f}, "
+            f"saved {self.path.name}"
+        )
+
+
+class LastCheckpoint:
+    """Save everything after each epoch, and go on from there.
+
+    Parameters
+    ----------
+    path
+        The file, e.g. ``models/last.pt``.
+    objects
+        Name to object with ``state_dict`` and ``load_state_dict``: network, optimizer, scheduler, ridge.
+    evaluator
+        Whose best metric so far is kept too.
+    resume
+        True: if the file is there, load it and continue with the next epoch.
+    """
+
+    def __init__(
+        self, path: str | Path, objects: Mapping[str, Any], evaluator: Engine | None = None, resume: bool = False
+    ) -> None:
+        self.path, self.objects, self.evaluator, self.resume = Path(path), dict(objects), evaluator, resume
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, after the handlers whose effect is to be saved."""
+        if self.resume and self.path.exists():
+            self.load(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save now."""
+        state: dict[str, Any] = {name: item.state_dict() for name, item in self.objects.items()}
+        state["epoch"], state["iteration"] = engine.state.epoch, engine.state.iteration
+        if self.evaluator is not None:
+            best = self.evaluator.state
+            state["best"] = {
+                "metric": float(getattr(best, "best_metric", -1)), "epoch": int(getattr(best, "best_metric_epoch", -1)),
+            }  # fmt: skip
+        save_atomically(state, self.path)
+
+    def load(self, engine: Engine) -> None:
+        """Restore the objects and the trainer's epoch.
+
+        Raises
+        ------
+        KeyError
+            Naming what the file lacks.
+        """
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        missing = [name for name in (*self.objects, "epoch", "iteration") if name not in state]
+        if missing:
+            raise KeyError(f"{self.path} lacks {missing}; it holds {sorted(state)}: is it a `last.pt` of this recipe?")
+        for name, item in self.objects.items():
+            item.load_state_dict(state[name])
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        if self.evaluator is not None and "best" in state:
+            self.evaluator.state.best_metric = state["best"]["metric"]
+            self.evaluator.state.best_metric_epoch = state["best"]["epoch"]
+        logger.info(f"resumed from {self.path.name} after epoch {state['epoch']}")

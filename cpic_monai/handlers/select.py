@@ -1,0 +1,110 @@
+"""Re-selection of the index sets between epochs (paper Algorithm 1, lines 2-4)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
+from tqdm import tqdm
+
+from cpic_monai.cross.bank import CohortIndexSets, ScanIndexSets
+from cpic_monai.networks import CPICNet
+
+logger = logging.getLogger(__name__)
+
+
+class SelectIndexSets:
+    """Choose new cross indices with the encoder as it is.
+
+    Parameters
+    ----------
+    network
+        Whose index sets are chosen.
+    dataset
+        Gives items with a lazy scan under ``image`` (no sampled patches).
+    every
+        Epochs between selections; the first epoch always selects.
+    scans
+        Scans that choose jointly; a random subset of this size in larger cohorts.
+    draws
+        Draws of index sets to choose; the network's own number by default.
+    seed
+        With the epoch number it fixes the choice.
+    tol
+        Relative residual below which a pivot is not used.
+    until
+        Last epoch that may select. Later epochs keep the sets, so that the basis and head settle.
+    """
+
+    def __init__(
+        self,
+        network: CPICNet,
+        dataset: Sequence[dict[str, Any]],
+        every: int = 4,
+        scans: int = 24,
+        draws: int | None = None,
+        seed: int = 0,
+        tol: float = 1e-4,
+        until: int | None = None,
+    ) -> None:
+        if every < 1 or scans < 1:
+            raise ValueError(f"`every` and `scans` must be at least 1, found {every} and {scans}")
+        self.network, self.dataset, self.every, self.scans = network, dataset, every, scans
+        self.draws, self.seed, self.tol, self.until = draws, seed, tol, until
+
+    def attach(self, engine: Engine) -> None:
+        """Run at the start of an epoch, before the loader's workers take the indices along."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Select if this epoch does."""
+        past = engine.state.epoch - 1
+        if past % self.every or (self.until is not None and engine.state.epoch > max(1, self.until)):
+            return
+        select_index_sets(
+            self.network, self.dataset, scans=self.scans, draws=self.draws, tol=self.tol, seed=self.seed + past
+        )
+
+
+@torch.no_grad()
+def select_index_sets(
+    network: CPICNet,
+    dataset: Sequence[dict[str, Any]],
+    *,
+    scans: int = 24,
+    draws: int | None = None,
+    tol: float = 1e-4,
+    seed: int = 0,
+) -> None:
+    """Choose the network's index sets anew; see :class:`SelectIndexSets` for the parameters."""
+    sets = network.indices
+    if isinstance(sets, ScanIndexSets):
+        sets.forget()
+        return
+    if not isinstance(sets, CohortIndexSets):
+        return
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(dataset), generator=generator)[:scans].tolist()
+    source = network.source([dataset[i]["image"] for i in chosen])
+    training = network.training
+    network.eval()
+    draws = sets.draws if draws is None else draws
+    candidates = network.seeds(source, generator)  # (S, rank)
+    places = [torch.randint(candidates.numel(), (network.rank,), generator=generator) for _ in range(draws)]
+    seeds = [candidates.flatten()[place] for place in places]
+    with tqdm(desc="select voxels", unit="voxel", total=None, leave=False) as bar:
+
+        def evaluate(codes: Tensor) -> Tensor:
+            bar.update(codes.shape[1])
+            return network.encode(source.patches(network.grid.decode(codes[0])))
+
+        sets.select(evaluate, seeds, generator, tol)
+    network.train(training)
+    used = sets.alive.sum(-1).float().mean().item()
+    logger.info(
+        f"selected {len(sets.codes())} voxels in {draws} draw(s) on {len(chosen)} scans; mean bond rank {used:.1f}"
+    )

@@ -1,0 +1,155 @@
+"""The canonical basis: tensor trains to invariant features (paper Sec. 3.3), as kernel PCA on TT inner products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cpic_monai.tensor_train import TensorTrain, concatenate, inner
+
+
+class CanonicalBasis(nn.Module):
+    """Projects tensor trains on the principal directions of a set of basis scans.
+
+    The paper stacks the scans' trains along a new leading mode, orthogonalises and truncates; the resulting features
+    are those of kernel PCA with the Gram matrix of TT inner products, which needs no stacked train and is indifferent
+    to the gauge of the cores. The basis (cores, eigenvectors) is constant in the backward pass and lives in the state
+    dict, so that a checkpoint predicts on its own.
+
+    Parameters
+    ----------
+    rank
+        Features a scan.
+    memory
+        Most recent scans kept while the basis moves with every batch (the paper's cached basis).
+
+    Notes
+    -----
+    A scan may come as several trains, one a draw of index sets; its inner products are averaged over the draws.
+    """
+
+    vectors: Tensor
+    centre: Tensor
+
+    def __init__(self, rank: int, memory: int = 64) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"the basis needs at least one direction, found rank {rank}")
+        self.rank, self.memory = rank, memory
+        self.register_buffer("vectors", torch.zeros((0, rank), dtype=torch.float64))
+        self.register_buffer("centre", torch.zeros(0, dtype=torch.float64))
+        self._names: list[list[str]] = []
+
+    @property
+    def scans(self) -> int:
+        """Basis scans held; 0 before the first fit, when all features are zero."""
+        return self.vectors.shape[0]
+
+    @property
+    def trains(self) -> list[TensorTrain]:
+        """The basis scans' trains, one a draw."""
+        return [TensorTrain(tuple(self.get_buffer(n) for n in names)) for names in self._names]
+
+    def gram(self, trains: Sequence[TensorTrain]) -> Tensor:
+        """Inner products ``(B, scans)`` with the basis scans, averaged over draws."""
+        return mean_inner(trains, self.trains)
+
+    def forward(self, trains: Sequence[TensorTrain]) -> Tensor:
+        """Features ``(B, rank)``; unit variance over the basis scans."""
+        if not self.scans:
+            return trains[0].cores[0].new_zeros((trains[0].batch, self.rank))
+        products = self.gram(trains)
+        centred = products - products.mean(1, keepdim=True) - self.centre
+        return centred @ self.vectors.to(centred.dtype)
+
+    @torch.no_grad()
+    def fit(self, trains: Sequence[TensorTrain]) -> Tensor:
+        """Take these scans as the basis; returns their features ``(B, rank)``.
+
+        Directions are signed, and rotated where both are known (orthogonal Procrustes on the scans common to the old
+        and new basis is the identity up to a rotation), so that a head fitted before stays useful.
+        """
+        trains = [t.detach() for t in trains]
+        old = self(trains) if self.scans else None
+        products = mean_inner(trains, trains)
+        count = products.shape[0]
+        row = products.mean(1)
+        centred = products - row[:, None] - row[None, :] + products.mean()
+        values, vectors = torch.linalg.eigh((centred + centred.T) / 2)
+        values, vectors = values.flip(0)[: self.rank], vectors.flip(1)[:, : self.rank]
+        kept = values > values[0].clamp_min(1e-300) * 1e-10
+        scale = torch.where(kept, count**0.5 / values.clamp_min(1e-300), torch.zeros_like(values))
+        directions = vectors * scale
+        directions = nn.functional.pad(directions, (0, self.rank - directions.shape[1]))
+        features = centred @ directions
+        turn = _alignment(features, old) if old is not None else _signs(features)
+        self._store(trains)
+        self.vectors, self.centre = directions @ turn, row - products.mean()
+        return features @ turn
+
+    @torch.no_grad()
+    def update(self, trains: Sequence[TensorTrain]) -> None:
+        """Let the basis move: these scans join the most recent ones, the oldest leave (paper, "Feature projection")."""
+        if self.scans:
+            kept = [t[max(0, self.scans - max(self.memory - trains[0].batch, 0)) :] for t in self.trains]
+            trains = [concatenate([a.to(b.cores[0]), b]) for a, b in zip(kept, trains, strict=True)]
+        self.fit(trains)
+
+    def clear(self) -> None:
+        """Forget the basis."""
+        self._store([])
+        self.vectors, self.centre = self.vectors[:0], self.centre[:0]
+
+    def _store(self, trains: Sequence[TensorTrain]) -> None:
+        for names in self._names:
+            for name in names:
+                delattr(self, name)
+        self._names = []
+        for draw, train in enumerate(trains):
+            names = [f"core_{draw}_{k}" for k in range(len(train.cores))]
+            for name, core in zip(names, train.cores, strict=True):
+                self.register_buffer(name, core.detach().clone())
+            self._names.append(names)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Take whatever number of scans and draws the checkpoint holds."""
+        found: dict[int, dict[int, Tensor]] = {}
+        for key, value in state_dict.items():
+            if key.startswith(f"{prefix}core_"):
+                draw, mode = key.removeprefix(f"{prefix}core_").split("_")
+                found.setdefault(int(draw), {})[int(mode)] = value
+        device = self.vectors.device
+        self._store(
+            [TensorTrain(tuple(found[d][k].to(device) for k in sorted(found[d]))) for d in sorted(found)]
+        )
+        for name in ("vectors", "centre"):
+            if f"{prefix}{name}" in state_dict:
+                setattr(self, name, torch.zeros_like(state_dict[f"{prefix}{name}"], device=device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def mean_inner(a: Sequence[TensorTrain], b: Sequence[TensorTrain]) -> Tensor:
+    """Gram matrix ``(B_a, B_b)`` averaged over draws of index sets; draw ``i`` meets draw ``i``.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of draws differ.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} draws of index sets meet a basis of {len(b)}: refit the basis after changing draws")
+    return torch.stack([inner(x, y.to(x.cores[0])) for x, y in zip(a, b, strict=True)]).mean(0)
+
+
+def _signs(features: Tensor) -> Tensor:
+    """A sign a direction, so that equal data give equal features on every machine."""
+    largest = features.gather(0, features.abs().argmax(0, keepdim=True))[0]
+    return torch.diag(torch.where(largest < 0, -1.0, 1.0).to(features.dtype))
+
+
+def _alignment(new: Tensor, old: Tensor) -> Tensor:
+    """The rotation of the new features nearest to the old ones (orthogonal Procrustes)."""
+    u, _, vh = torch.linalg.svd(new.T @ old.to(new.dtype))
+    return u @ vh

@@ -1,0 +1,265 @@
+"""C-PIC: encode a few thousand voxels, interpolate the whole encoding as a tensor train, project, predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cpic_monai.cross import Ridge
+from cpic_monai.cross.bank import CohortIndexSets, EveryVoxel, ScanIndexSets
+from cpic_monai.grid import IndexGrid
+from cpic_monai.networks.basis import CanonicalBasis
+from cpic_monai.networks.encoder import PatchEncoder, VoxelValues
+from cpic_monai.networks.heads import QuantileHead
+from cpic_monai.networks.patch_source import DenseSource, LazyScan, LazySource, PatchSource
+from cpic_monai.tensor_train import TensorTrain
+
+INDEX_SETS = ("cohort", "scan", "every_voxel")
+
+
+class CPICNet(nn.Module):
+    """The network of the paper's Fig. 2.
+
+    Parameters
+    ----------
+    spatial_shape
+        Voxels of every scan after the (lazy) preprocessing.
+    in_channels
+        Image channels, e.g. four MR sequences, times the number of ``scales``.
+    channels, features
+        Channels of the encoding and widths of the encoder's hidden layers.
+    rank
+        TT rank, and number of features a scan.
+    unfolding
+        See :class:`cpic_monai.grid.IndexGrid`.
+    index_sets
+        ``cohort``: shared by all scans and part of the model. ``scan``: each scan its own. ``every_voxel``: no
+        cross-approximation but TT-SVD of the dense encoding (small scans).
+    draws
+        Draws of index sets averaged over (``cohort``).
+    encoder
+        False for the "TT + MLP" baseline.
+    scales
+        Context scales a patch is read at.
+    tabular_features, tabular_hidden, joint_hidden, quantiles, noise, batch_norm
+        Of the head, see :class:`cpic_monai.networks.QuantileHead`.
+    index_batch_bytes
+        Bound on the activations that the backward pass of the encoder holds at a time (paper Sec. 3.4, "Index
+        batching"); more evaluations are recomputed in the backward pass. ``None``: no bound.
+    moving_basis
+        True: in training the basis takes up every batch (the paper's joint training). False: it stays as fitted.
+    ridge
+        Keyword arguments of :class:`cpic_monai.cross.Ridge`.
+    seed
+        Of the first index sets and of seeds for scans never seen.
+    """
+
+    def __init__(
+        self,
+        spatial_shape: Sequence[int],
+        in_channels: int = 1,
+        channels: int = 16,
+        features: Sequence[int] = (5, 15, 25),
+        rank: int = 10,
+        unfolding: str = "interleaved",
+        index_sets: str = "cohort",
+        draws: int = 1,
+        encoder: bool = True,
+        scales: Sequence[int] = (1,),
+        tabular_features: int = 1,
+        tabular_hidden: Sequence[int] = (500, 100),
+        joint_hidden: Sequence[int] = (100, 20),
+        quantiles: int = 3,
+        noise: float = 0.2,
+        batch_norm: bool = False,
+        index_batch_bytes: int | None = None,
+        moving_basis: bool = False,
+        ridge: dict[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if index_sets not in INDEX_SETS:
+            raise ValueError(f"index_sets {index_sets!r} is none of {', '.join(INDEX_SETS)}")
+        self.grid = IndexGrid(tuple(spatial_shape), unfolding)
+        self.encoder = PatchEncoder(in_channels, channels, features) if encoder else VoxelValues(in_channels)
+        self.rank, self.seed, self.scales, self.moving_basis = rank, seed, tuple(scales), moving_basis
+        self.index_batch_bytes = index_batch_bytes
+        given = Ridge(**(ridge or {}))
+        depth = self.encoder.channels
+        self.indices: CohortIndexSets | ScanIndexSets | EveryVoxel
+        if index_sets == "cohort":
+            self.indices = CohortIndexSets(self.grid, rank, depth, draws, seed, given)
+        elif index_sets == "scan":
+            self.indices = ScanIndexSets(self.grid, rank, depth, seed, given)
+        else:
+            self.indices = EveryVoxel(self.grid, rank)
+        self.basis = CanonicalBasis(rank)
+        self.head = QuantileHead(rank, tabular_features, tabular_hidden, joint_hidden, quantiles, noise, batch_norm)
+
+    @property
+    def patch_size(self) -> int:
+        """Edge of the cube that the encoder looks at, in voxels."""
+        return self.encoder.patch_size
+
+    @property
+    def shared_voxels(self) -> bool:
+        """Whether all scans are looked at in the same voxels, so that loader workers can fetch their patches."""
+        return not isinstance(self.indices, ScanIndexSets)
+
+    def forward(
+        self,
+        image: Tensor | Sequence[LazyScan],
+        tabular: Tensor | None = None,
+        scan_index: Tensor | None = None,
+        subjects: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Quantiles float32 ``(R, Q)``, one row a visit.
+
+        Parameters
+        ----------
+        image
+            A dense batch ``(S, C, D, H, W)``, sampled patches ``(S, N, C, p, p, p)`` at :meth:`voxels`, or a list of lazy
+            scans.
+        tabular
+            ``(R, F)``; zeros (the mean) if not given.
+        scan_index
+            int64 ``(R,)``: each row's scan; one row a scan if not given.
+        subjects
+            Names of the scans; in ``scan`` mode their index sets are kept under these names.
+        """
+        trains = self.decompose(image, subjects)
+        if self.training and self.moving_basis:
+            self.basis.update(trains)
+        return self.predict(self.basis(trains), tabular, scan_index)
+
+    def predict(self, features: Tensor, tabular: Tensor | None = None, scan_index: Tensor | None = None) -> Tensor:
+        """The head alone: scan features ``(S, rank)`` to quantiles ``(R, Q)``."""
+        if scan_index is not None:
+            features = features[scan_index]
+        return self.head(features.float(), tabular)
+
+    def decompose(
+        self, image: Tensor | Sequence[LazyScan], subjects: Sequence[str] | None = None
+    ) -> list[TensorTrain]:
+        """Tensor trains of the scans' encodings, one a draw of index sets; accepts what :meth:`forward` does."""
+        if isinstance(self.indices, ScanIndexSets):
+            return self._sweep(self.source(image), self.indices, subjects)
+        if isinstance(image, Tensor) and image.ndim == 6:
+            patches = image
+        else:
+            patches = self.source(image).patches(self.indices.voxels())
+        return self.indices.decompose(self.encode(patches).double())
+
+    def encode(self, patches: Tensor) -> Tensor:
+        """Encodings ``(S, N, channels)`` of patches ``(S, N, C, p, p, p)``, minus that of empty background.
+
+        Subtracting the background's feature makes air zero in every channel, so it costs no rank (paper Sec. 3.1 has
+        no counterpart: there the rank also pays for the constant).
+        """
+        self._check_patches(patches)
+        device = next(self.encoder.parameters(), patches).device
+        flat = patches.to(device, torch.float32).flatten(0, 1)
+        blank = flat.new_zeros((1, *flat.shape[1:]))
+        values = self._encode_batched(flat) - self.encoder(blank)
+        return values.reshape(*patches.shape[:2], -1)
+
+    def voxels(self, subject: str | None = None) -> Tensor:
+        """Where this model looks: voxel indices int64 ``(N, 3)`` of the preprocessed scan.
+
+        In ``scan`` mode only the seeds are known before a scan is read; see :meth:`looked_at`.
+        """
+        if isinstance(self.indices, ScanIndexSets):
+            raise TypeError(
+                "index sets are chosen scan by scan during the sweep (index_sets='scan'), so no patches can be sampled "
+                "ahead: leave SamplePatchesd out and give the network lazy scans, or use index_sets='cohort'"
+            )
+        return self.indices.voxels(subject)
+
+    def looked_at(self, image: Tensor | Sequence[LazyScan], subjects: Sequence[str] | None = None) -> list[Tensor]:
+        """Voxels that predicting these scans looks at, one int64 ``(N, 3)`` a scan."""
+        source = self.source(image)
+        if not isinstance(self.indices, ScanIndexSets):
+            return [self.indices.voxels()] * source.batch
+        seen: list[Tensor] = []
+        with torch.no_grad():
+            self._sweep(source, self.indices, subjects, seen)
+        return list(torch.cat(seen, dim=1))
+
+    def source(self, image: Tensor | Sequence[LazyScan]) -> PatchSource:
+        """The patches of a dense image or of lazy scans."""
+        if not isinstance(image, Tensor):
+            for scan in image:
+                self._check_shape(tuple(scan.shape)[-3:])
+            return LazySource(image, self.patch_size, self.scales)
+        if image.ndim == 6:
+            raise ValueError("sampled patches hold the model's own voxels only: give a dense image or lazy scans here")
+        if image.ndim != 5:
+            raise ValueError(f"image has shape {tuple(image.shape)}; expected (B, C, D, H, W) or (B, N, C, p, p, p)")
+        self._check_shape(tuple(image.shape[2:]))
+        return DenseSource(image, self.patch_size)
+
+    def seeds(self, source: PatchSource, generator: torch.Generator) -> Tensor:
+        """Codes int64 ``(S, rank)`` of random foreground voxels of each scan."""
+        limit = torch.tensor(self.grid.shape) - 1
+        return self.grid.encode(source.foreground(self.rank, generator).cpu().clamp(min=torch.zeros(3).long(), max=limit))
+
+    def _sweep(
+        self,
+        source: PatchSource,
+        sets: ScanIndexSets,
+        subjects: Sequence[str] | None,
+        seen: list[Tensor] | None = None,
+    ) -> list[TensorTrain]:
+        names = list(subjects) if subjects is not None else None
+        if names is None or any(name not in sets.seeds for name in names):
+            drawn = self.seeds(source, torch.Generator().manual_seed(self.seed))
+            for i, name in enumerate(names or ()):
+                sets.seeds.setdefault(name, drawn[i])
+        else:
+            drawn = torch.stack([sets.seeds[name] for name in names])
+        seeds = torch.stack([sets.seeds[name] for name in names]) if names else drawn
+
+        def evaluate(codes: Tensor) -> Tensor:
+            voxels = self.grid.decode(codes)
+            if seen is not None:
+                seen.append(voxels)
+            return self.encode(source.patches(voxels))
+
+        return sets.sweep(evaluate, seeds)[0]
+
+    def _encode_batched(self, flat: Tensor) -> Tensor:
+        """The encoder over many patches; in pieces, recomputed in the backward pass, where a bound is set."""
+        if self.index_batch_bytes is None or not torch.is_grad_enabled():
+            return torch.cat([self.encoder(part) for part in flat.split(8192)])
+        size = max(1, self.index_batch_bytes // self._bytes_per_patch())
+        if size >= len(flat):
+            return self.encoder(flat)
+        return torch.cat([checkpoint(self.encoder, part, use_reentrant=False) for part in flat.split(size)])
+
+    def _bytes_per_patch(self) -> int:
+        """Activations that one patch leaves behind for the backward pass (inputs of all layers)."""
+        total, edge = self.encoder.in_channels * self.patch_size**3, self.patch_size
+        for layer in self.encoder.modules():
+            if isinstance(layer, nn.Conv3d):
+                edge -= layer.kernel_size[0] - 1
+                total += 2 * layer.out_channels * edge**3
+        return 4 * total
+
+    def _check_patches(self, patches: Tensor) -> None:
+        wanted = (self.encoder.in_channels, *(self.patch_size,) * 3)
+        if tuple(patches.shape[2:]) != wanted:
+            raise ValueError(
+                f"patches have shape {tuple(patches.shape)}; this encoder wants (S, N, {', '.join(map(str, wanted))}): "
+                "check `in_channels`, `scales` and the sampler's `patch_size`"
+            )
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        if shape != self.grid.shape:
+            raise ValueError(
+                f"a scan has {shape} voxels after preprocessing, the model's grid {self.grid.shape}: "
+                "make `Resized` (or crop and pad) and the network agree on `spatial_shape`"
+            )

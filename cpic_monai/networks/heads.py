@@ -1,0 +1,83 @@
+"""The prediction head: scan features and tabular values to quantiles (paper Appendix A.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def mlp(widths: Sequence[int], *, batch_norm: bool = False) -> list[nn.Module]:
+    """Linear layers of the given widths, each followed by (batch norm and) ReLU."""
+    layers: list[nn.Module] = []
+    for a, b in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(a, b), *([nn.BatchNorm1d(b)] if batch_norm else []), nn.ReLU()]
+    return layers
+
+
+class QuantileHead(nn.Module):
+    """Tabular MLP and joint MLP to ``Q`` ordered quantiles.
+
+    Parameters
+    ----------
+    rank
+        Scan features.
+    tabular_features
+        Tabular values a row; 0 leaves the tabular branch out (BraTS).
+    tabular_hidden, joint_hidden
+        Layer widths: 1-500-100 and (r + 100)-100-20-Q at the paper's OSIC settings.
+    quantiles
+        Number of quantiles ``Q``.
+    noise
+        Standard deviation of Gaussian noise on the tabular values in training.
+    batch_norm
+        In the joint MLP (BraTS).
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        tabular_features: int = 1,
+        tabular_hidden: Sequence[int] = (500, 100),
+        joint_hidden: Sequence[int] = (100, 20),
+        quantiles: int = 3,
+        noise: float = 0.2,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.rank, self.tabular_features, self.quantiles, self.noise = rank, tabular_features, quantiles, noise
+        self.tabular = nn.Sequential(*mlp((tabular_features, *tabular_hidden))) if tabular_features else None
+        width = rank + (tabular_hidden[-1] if tabular_features else 0)
+        self.joint = nn.Sequential(
+            *mlp((width, *joint_hidden), batch_norm=batch_norm), nn.Linear(joint_hidden[-1], quantiles)
+        )
+
+    def forward(self, features: Tensor, tabular: Tensor | None = None) -> Tensor:
+        """Features float ``(R, rank)`` and tabular ``(R, F)`` to quantiles ``(R, Q)``, non-decreasing along ``Q``.
+
+        Without ``tabular`` the columns are zero, the mean of standardised values.
+        """
+        if self.tabular is not None:
+            if tabular is None:
+                tabular = features.new_zeros((features.shape[0], self.tabular_features))
+            if tabular.shape != (features.shape[0], self.tabular_features):
+                raise ValueError(
+                    f"tabular values have shape {tuple(tabular.shape)}; this head wants "
+                    f"({features.shape[0]}, {self.tabular_features}): check `tabular_columns` against the checkpoint's"
+                )
+            tabular = tabular.to(features.dtype)
+            if self.training and self.noise > 0:
+                tabular = tabular + self.noise * torch.randn_like(tabular)
+            features = torch.cat([features, self.tabular(tabular)], dim=1)
+        return ordered(self.joint(features))
+
+
+def ordered(raw: Tensor) -> Tensor:
+    """Quantiles that cannot cross: the middle output, and softplus steps away from it on both sides."""
+    middle = raw.shape[1] // 2
+    centre = raw[:, middle : middle + 1]
+    steps = nn.functional.softplus(raw)
+    below = centre - steps[:, :middle].flip(1).cumsum(1).flip(1)
+    above = centre + steps[:, middle + 1 :].cumsum(1)
+    return torch.cat([below, centre, above], dim=1)
