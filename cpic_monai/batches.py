@@ -20,7 +20,7 @@ def collate_visits(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     dict
         ``image``: patches stacked ``(S, N, C, p, p, p)``, or the list of lazy scans. ``tabular, label, offset, scale,
         visit``: rows of all scans one after the other, float32 ``(R, ...)``. ``scan_index``: int64 ``(R,)``.
-        ``subject``: names of the scans.
+        ``subject``: names of the scans. ``strata``: subgroup name to one value a scan.
     """
     images = [item["image"] for item in items]
     batch: dict[str, Any] = {
@@ -33,6 +33,9 @@ def collate_visits(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for key in ROW_KEYS:
         if all(key in item for item in items):
             batch[key] = torch.cat([torch.as_tensor(item[key], dtype=torch.float32) for item in items])
+    if all("strata" in item for item in items):
+        names = sorted(set().union(*(item["strata"] for item in items)))
+        batch["strata"] = {name: [item["strata"].get(name, "") for item in items] for name in names}
     return batch
 
 

@@ -72,9 +72,8 @@ class IndexGrid:
     def modes(self) -> tuple[Tensor, ...]:
         """Per mode the additive code offset of each digit, int64 ``(n_k,)``."""
         if self.unfolding == "tt":
-            return tuple(
-                torch.arange(n, dtype=torch.int64) * step for n, step in zip(self.padded_shape, self.strides, strict=True)
-            )
+            sizes = zip(self.padded_shape, self.strides, strict=True)
+            return tuple(torch.arange(n, dtype=torch.int64) * step for n, step in sizes)
         bits = [n.bit_length() - 1 for n in self.padded_shape]
 
         def bit(axis: int, level: int) -> Tensor:
@@ -132,7 +131,7 @@ class IndexGrid:
         return (self.decode(codes) < torch.tensor(self.shape, device=codes.device)).all(-1)
 
     def unfold(self, dense: Tensor) -> Tensor:
-        """Dense encoding ``(B, *shape, C)`` as ``(B, n_1, ..., n_K, C)``, zero in the padding (for TT-SVD, small grids)."""
+        """Dense encoding ``(B, *shape, C)`` as ``(B, n_1, ..., n_K, C)``, zero in the padding (small grids)."""
         batch, channels = dense.shape[0], dense.shape[-1]
         padded = dense.new_zeros((batch, *self.padded_shape, channels))
         padded[(slice(None), *(slice(n) for n in self.shape))] = dense

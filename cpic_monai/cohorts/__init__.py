@@ -1,0 +1,28 @@
+"""Cohorts: tables and scans to items, splits, and a phantom for those without data."""
+
+from cpic_monai.cohorts.brats import BratsCohort
+from cpic_monai.cohorts.cohort import Cohort, LeftOut
+from cpic_monai.cohorts.folds import split
+from cpic_monai.cohorts.osic import OsicCohort
+from cpic_monai.cohorts.phantom import write_phantom_cohort
+from cpic_monai.cohorts.prepare import ItemEncoder, Splits, load_splits, prepare
+from cpic_monai.cohorts.table import TableCohort
+from cpic_monai.cohorts.tabular import Column, TabularEncoder
+from cpic_monai.cohorts.target import TargetScaler
+
+__all__ = [
+    "BratsCohort",
+    "Cohort",
+    "Column",
+    "ItemEncoder",
+    "LeftOut",
+    "OsicCohort",
+    "Splits",
+    "TableCohort",
+    "TabularEncoder",
+    "TargetScaler",
+    "load_splits",
+    "prepare",
+    "split",
+    "write_phantom_cohort",
+]

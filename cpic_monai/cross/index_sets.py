@@ -41,7 +41,8 @@ class CrossIndices:
     Attributes
     ----------
     left
-        At each inner bond ``k`` the prefix codes int64 ``(G, r_k)``, nested: each is one of the previous set plus a digit.
+        At each inner bond ``k`` the prefix codes int64 ``(G, r_k)``, nested: each is one of the set before it
+        plus a digit.
     right
         At each inner bond the suffix codes int64 ``(G, s_k)``, nested from the other end.
     alive

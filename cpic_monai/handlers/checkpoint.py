@@ -36,15 +36,14 @@ class BestCheckpoint:
     ----------
     path
         The file, e.g. ``models/model.pt``.
-    network
-        Saved as a flat state dict, which loads with ``weights_only=True``.
-    metadata
-        Plain containers saved under ``"metadata"`` of ``<path>`` with the suffix ``.meta.pt`` (tabular encoding, target
-        scale): what prediction on new data needs beside the weights.
+    objects
+        Name to object with a ``state_dict``; ``model`` is the network, ``encoder`` the tabular encoding and target scale
+        that prediction on new data needs beside the weights. Tensors and plain containers only, so that the file
+        loads with ``weights_only=True``.
     """
 
-    def __init__(self, path: str | Path, network: torch.nn.Module, metadata: Mapping[str, Any] | None = None) -> None:
-        self.path, self.network, self.metadata = Path(path), network, metadata
+    def __init__(self, path: str | Path, objects: Mapping[str, Any]) -> None:
+        self.path, self.objects = Path(path), dict(objects)
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator, whose state tells the best epoch of its key metric."""
@@ -52,15 +51,11 @@ class BestCheckpoint:
 
     def __call__(self, engine: Engine) -> None:
         """Save if the epoch just evaluated is the best."""
-        if engine.state.best_metric_epoch != engine.state.epoch:
+        if getattr(engine.state, "best_metric_epoch", -1) != engine.state.epoch:
             return
-        if self.metadata is not None:
-            save_atomically(dict(self.metadata), self.path.with_suffix(".meta.pt"))
-        save_atomically(self.network.state_dict(), self.path)
-        logger.info(
-            f"epoch {engine.state.epoch}: best {engine.state.key_metric_name} {engine.state.best_metric:.4f}, "
-            f"saved {self.path.name}"
-        )
+        save_atomically({name: item.state_dict() for name, item in self.objects.items()}, self.path)
+        best = getattr(engine.state, "best_metric", float("nan"))
+        logger.info(f"epoch {engine.state.epoch}: best key metric so far, {best:.4f}; saved {self.path.name}")
 
 
 class LastCheckpoint:
@@ -116,6 +111,5 @@ class LastCheckpoint:
             item.load_state_dict(state[name])
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         if self.evaluator is not None and "best" in state:
-            self.evaluator.state.best_metric = state["best"]["metric"]
-            self.evaluator.state.best_metric_epoch = state["best"]["epoch"]
+            vars(self.evaluator.state).update(best_metric=state["best"]["metric"], best_metric_epoch=state["best"]["epoch"])
         logger.info(f"resumed from {self.path.name} after epoch {state['epoch']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cpic_monai.networks import CPICNet
+from cpic_monai.networks import CPICNet, LeaveOneOutRidge
+from cpic_monai.networks.basis import mean_inner
 from cpic_monai.tensor_train import TensorTrain, concatenate
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,10 @@ class HeadSchedule:
         head would otherwise learn the scans by heart.
     fresh
         True: start from new weights at every fit. False: go on from the last ones.
+    principal
+        Standard deviation of the features along principal directions, beside those of the ridge regression.
+    ridge_steps
+        Steps that tune the ridge's penalty and weights to all training scans.
     """
 
     steps: int = 300
@@ -40,6 +46,8 @@ class HeadSchedule:
     weight_decay: float = 1e-2
     jitter: float = 0.1
     fresh: bool = True
+    principal: float = 1.0
+    ridge_steps: int = 40
 
 
 class FitBasisAndHead:
@@ -54,7 +62,9 @@ class FitBasisAndHead:
     loss_function
         Of quantiles ``(R, Q)`` and normalised targets ``(R, 1)``.
     schedule
-        See :class:`HeadSchedule`; a dictionary of its fields from a config. ``None`` fits the basis alone (joint recipe).
+        See :class:`HeadSchedule`, or a dictionary of its fields. ``None`` fits the basis alone (joint recipe).
+    ridge
+        Of the closed-form recipe: its directions come first in the basis.
     seed
         Of the head's first weights and the noise.
     device
@@ -67,9 +77,11 @@ class FitBasisAndHead:
         loader: Iterable[dict[str, Any]],
         loss_function: nn.Module,
         schedule: HeadSchedule | dict[str, Any] | None = None,
+        ridge: LeaveOneOutRidge | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
+        self.ridge = ridge
         self.network, self.loader, self.loss_function, self.seed, self.device = (
             network, loader, loss_function, seed, torch.device(device),
         )  # fmt: skip
@@ -84,18 +96,51 @@ class FitBasisAndHead:
         training = self.network.training
         self.network.eval()
         trains, rows = collect_trains(self.network, self.loader, self.device)
-        features = self.network.basis.fit(trains)
-        if self.schedule is not None:
+        if self.schedule is None:
+            features = self.network.basis.fit(trains)
+        else:
+            features = self._supervised(trains, rows)
             loss = fit_head(self.network, features, rows, self.loss_function, self.schedule, self.seed)
             logger.info(f"basis of {len(features)} scans, head fitted to a pinball loss of {loss:.4f}")
         self.network.train(training)
+
+    def _supervised(self, trains: list[TensorTrain], rows: dict[str, Tensor]) -> Tensor:
+        """Fit the basis with the ridge's directions first; returns features ``(S, rank)`` to fit the head on.
+
+        Along the ridge's directions these are leave-one-out features.
+        """
+        schedule = self.schedule or HeadSchedule()
+        if self.ridge is None:
+            return self.network.basis.fit(trains, principal=schedule.principal)
+        products = mean_inner(trains, trains)
+        visits = (rows["tabular"], rows["scan_index"], rows["label"])
+        tuned = tune_ridge(self.ridge, products, *visits, steps=schedule.ridge_steps)
+        dual, left_out = tuned.scan_effects(products, *visits)
+        scale = left_out.std(0).clamp_min(1e-9)
+        features = self.network.basis.fit(trains, dual / scale, schedule.principal)
+        width = min(dual.shape[1], features.shape[1])
+        return torch.cat([(left_out / scale)[:, :width], features[:, width:]], dim=1)
+
+
+def tune_ridge(
+    ridge: LeaveOneOutRidge, gram: Tensor, tabular: Tensor, scan_index: Tensor, target: Tensor, steps: int = 40
+) -> LeaveOneOutRidge:
+    """A copy whose penalty and weights minimise the leave-one-out error on all training scans together."""
+    tuned = copy.deepcopy(ridge)
+    optimizer = torch.optim.Adam(tuned.parameters(), lr=0.1)
+    gram = gram.detach()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (tuned(gram, tabular, scan_index, target) - target).square().mean().backward()
+        optimizer.step()
+    return tuned
 
 
 @torch.no_grad()
 def collect_trains(
     network: CPICNet, loader: Iterable[dict[str, Any]], device: torch.device
 ) -> tuple[list[TensorTrain], dict[str, Tensor]]:
-    """Trains of all scans of a loader, one a draw, and the rows ``tabular``, ``label``, ``scan_index`` of their visits."""
+    """Trains of a loader's scans, one a draw, and ``tabular``, ``label``, ``scan_index`` of their visits."""
     parts: list[list[TensorTrain]] = []
     rows: dict[str, list[Tensor]] = {"tabular": [], "label": [], "scan_index": []}
     count = 0
@@ -126,7 +171,7 @@ def fit_head(
         if schedule.fresh:
             for module in network.head.modules():
                 if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+                    module.reset_parameters()  # type: ignore[operator]
         optimizer = torch.optim.RAdam(
             network.head.parameters(),
             lr=schedule.learning_rate,

@@ -65,29 +65,37 @@ class CanonicalBasis(nn.Module):
         return centred @ self.vectors.to(centred.dtype)
 
     @torch.no_grad()
-    def fit(self, trains: Sequence[TensorTrain]) -> Tensor:
+    def fit(self, trains: Sequence[TensorTrain], dual: Tensor | None = None, principal: float = 1.0) -> Tensor:
         """Take these scans as the basis; returns their features ``(B, rank)``.
 
-        Directions are signed, and rotated where both are known (orthogonal Procrustes on the scans common to the old
-        and new basis is the identity up to a rotation), so that a head fitted before stays useful.
+        Principal directions are rotated towards those of the basis before (orthogonal Procrustes on the scans given), so
+        that a head fitted to it stays useful.
+
+        Parameters
+        ----------
+        trains
+            One a draw.
+        dual
+            Directions that a regression on these scans found, as weights of their centred inner products ``(B, m)``
+            (:meth:`cpic_monai.networks.LeaveOneOutRidge.scan_effects`). They come first, at most ``rank`` of them, and
+            principal directions fill the rest. They keep their own scale.
+        principal
+            Standard deviation over these scans of the features along principal directions.
         """
         trains = [t.detach() for t in trains]
-        old = self(trains) if self.scans else None
+        old = self(trains) if self.scans and dual is None else None
         products = mean_inner(trains, trains)
-        count = products.shape[0]
         row = products.mean(1)
         centred = products - row[:, None] - row[None, :] + products.mean()
-        values, vectors = torch.linalg.eigh((centred + centred.T) / 2)
-        values, vectors = values.flip(0)[: self.rank], vectors.flip(1)[:, : self.rank]
-        kept = values > values[0].clamp_min(1e-300) * 1e-10
-        scale = torch.where(kept, count**0.5 / values.clamp_min(1e-300), torch.zeros_like(values))
-        directions = vectors * scale
-        directions = nn.functional.pad(directions, (0, self.rank - directions.shape[1]))
+        directions = _principal(centred, self.rank)
         features = centred @ directions
-        turn = _alignment(features, old) if old is not None else _signs(features)
+        directions = principal * directions @ (_signs(features) if old is None else _alignment(features, old))
+        if dual is not None:
+            dual = dual[:, : self.rank].to(directions)
+            directions = torch.cat([dual, directions[:, : self.rank - dual.shape[1]]], dim=1)
         self._store(trains)
-        self.vectors, self.centre = directions @ turn, row - products.mean()
-        return features @ turn
+        self.vectors, self.centre = directions, row - products.mean()
+        return centred @ directions
 
     @torch.no_grad()
     def update(self, trains: Sequence[TensorTrain]) -> None:
@@ -141,6 +149,15 @@ def mean_inner(a: Sequence[TensorTrain], b: Sequence[TensorTrain]) -> Tensor:
     if len(a) != len(b):
         raise ValueError(f"{len(a)} draws of index sets meet a basis of {len(b)}: refit the basis after changing draws")
     return torch.stack([inner(x, y.to(x.cores[0])) for x, y in zip(a, b, strict=True)]).mean(0)
+
+
+def _principal(centred: Tensor, rank: int) -> Tensor:
+    """Kernel PCA: weights ``(B, rank)`` of centred inner products that give features of unit variance."""
+    values, vectors = torch.linalg.eigh((centred + centred.T) / 2)
+    values, vectors = values.flip(0)[:rank], vectors.flip(1)[:, :rank]
+    kept = values > values[0].clamp_min(1e-300) * 1e-10
+    scale = torch.where(kept, len(centred) ** 0.5 / values.clamp_min(1e-300), torch.zeros_like(values))
+    return nn.functional.pad(vectors * scale, (0, rank - vectors.shape[1]))
 
 
 def _signs(features: Tensor) -> Tensor:

@@ -122,8 +122,8 @@ class CPICNet(nn.Module):
         Parameters
         ----------
         image
-            A dense batch ``(S, C, D, H, W)``, sampled patches ``(S, N, C, p, p, p)`` at :meth:`voxels`, or a list of lazy
-            scans.
+            A dense batch ``(S, C, D, H, W)``, sampled patches ``(S, N, C, p, p, p)`` at :meth:`voxels`, or a list
+            of lazy scans.
         tabular
             ``(R, F)``; zeros (the mean) if not given.
         scan_index
@@ -205,7 +205,8 @@ class CPICNet(nn.Module):
     def seeds(self, source: PatchSource, generator: torch.Generator) -> Tensor:
         """Codes int64 ``(S, rank)`` of random foreground voxels of each scan."""
         limit = torch.tensor(self.grid.shape) - 1
-        return self.grid.encode(source.foreground(self.rank, generator).cpu().clamp(min=torch.zeros(3).long(), max=limit))
+        voxels = source.foreground(self.rank, generator).cpu()
+        return self.grid.encode(voxels.clamp(min=torch.zeros_like(limit), max=limit))
 
     def _sweep(
         self,

@@ -8,6 +8,7 @@ one Cholesky factorisation and the gradient reaches the encoder through the Gram
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 class LeaveOneOutRidge(nn.Module):
     """Leave-one-scan-out predictions of a kernel ridge regression over visits.
 
-    The kernel of two visits is ``phi . phi' * (a + b G)``, with ``phi = (1, tabular)`` and ``G`` the centred, normalised
-    Gram matrix of their scans: tabular effects common to all, and tabular effects (for a decline: the slope over
-    weeks) that depend on the scan.
+    The kernel of two visits is ``phi . phi' * (a + b G)``, with ``phi = (1, tabular)`` and ``G`` the centred,
+    normalised Gram matrix of their scans: tabular effects common to all, and tabular effects (for a decline: the slope
+    over weeks) that depend on the scan.
 
     Parameters
     ----------
@@ -46,26 +47,70 @@ class LeaveOneOutRidge(nn.Module):
         target
             Normalised targets ``(R, 1)``.
         """
+        system = self._system(gram, tabular, scan_index)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(system.matrix))
+        target = target.to(gram.dtype)
+        members, real = group_rows(scan_index, gram.shape[0])
+        residual = _left_out_residuals(inverse, inverse @ target, members, real)
+        left_out = torch.zeros_like(target).index_put((members[real],), residual[real])
+        return target - left_out
+
+    @torch.no_grad()
+    def scan_effects(self, gram: Tensor, tabular: Tensor, scan_index: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """What the regression reads from a scan: its own coefficients of ``phi = (1, tabular)``.
+
+        Parameters are those of :meth:`forward`.
+
+        Returns
+        -------
+        dual, left_out
+            ``dual`` ``(S, 1 + F)``: a scan's coefficients are its centred inner products with the training scans times
+            ``dual``. ``left_out`` ``(S, 1 + F)``: each training scan's coefficients by the regression on all others,
+            which are as uncertain as a new scan's will be; a head fitted on them does not trust them too much.
+        """
+        system = self._system(gram, tabular, scan_index)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(system.matrix))
+        weights = inverse @ target.to(gram.dtype)
+        members, real = group_rows(scan_index, gram.shape[0])
+        residual = _left_out_residuals(inverse, weights, members, real)  # (S, most, 1)
+        # Without scan g the weights of the others are w - A^-1[:, g] (A^-1[g, g])^-1 w[g].
+        columns = inverse[:, members] * real  # (R, S, most)
+        others = weights - torch.einsum("rgm,gmo->rg", columns, residual)  # (R, S): column g leaves scan g out
+        others = others * (scan_index[:, None] != torch.arange(gram.shape[0], device=gram.device))
+        factor = self.log_scan.exp() / system.scale
+        dual = factor * gram.new_zeros(gram.shape[0], system.phi.shape[1]).index_add(0, scan_index, weights * system.phi)
+        reach = system.centred[:, scan_index]  # (S, R)
+        left_out = factor * torch.einsum("gr,rg,rf->gf", reach, others, system.phi)
+        return dual, left_out
+
+    def _system(self, gram: Tensor, tabular: Tensor, scan_index: Tensor) -> _System:
         if gram.shape[0] < 3:
             raise ValueError(f"leave-one-out needs at least 3 scans a batch, found {gram.shape[0]}; raise `batch_size`")
-        target = target.to(gram.dtype)
         row = gram.mean(1)
         centred = gram - row[:, None] - row[None, :] + gram.mean()
-        centred = centred / torch.diagonal(centred).mean().clamp_min(1e-12)
+        scale = torch.diagonal(centred).mean().clamp_min(1e-12)
         phi = torch.cat([tabular.new_ones((len(tabular), 1)), tabular], dim=1).to(gram.dtype)
-        linear = phi @ phi.T
-        scans = centred[scan_index][:, scan_index]
-        kernel = linear * (self.log_tabular.exp() + self.log_scan.exp() * scans)
-        system = kernel + self.log_penalty.exp() * torch.eye(len(kernel), dtype=gram.dtype, device=gram.device)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
-        weights = inverse @ target
-        members, real = group_rows(scan_index, gram.shape[0])
-        blocks = inverse[members[:, :, None], members[:, None, :]]
-        pair = real[:, :, None] & real[:, None, :]
-        blocks = torch.where(pair, blocks, torch.eye(members.shape[1], dtype=gram.dtype, device=gram.device))
-        residual = torch.linalg.solve(blocks, weights[members] * real[..., None])
-        left_out = torch.zeros_like(target).index_put((members[real],), residual[real])
-        return (target - left_out).to(target.dtype)
+        scans = (centred / scale)[scan_index][:, scan_index]
+        kernel = (phi @ phi.T) * (self.log_tabular.exp() + self.log_scan.exp() * scans)
+        matrix = kernel + self.log_penalty.exp() * torch.eye(len(kernel), dtype=gram.dtype, device=gram.device)
+        return _System(matrix, phi, centred, scale)
+
+
+class _System(NamedTuple):
+    """The regularised kernel of the visits ``(R, R)``, their ``phi`` ``(R, 1 + F)``, the scans' centred Gram matrix."""
+
+    matrix: Tensor
+    phi: Tensor
+    centred: Tensor
+    scale: Tensor
+
+
+def _left_out_residuals(inverse: Tensor, weights: Tensor, members: Tensor, real: Tensor) -> Tensor:
+    """Residuals ``(S, most, 1)`` of each scan's visits when the scan is left out: ``(A^-1[g, g])^-1 (A^-1 y)[g]``."""
+    blocks = inverse[members[:, :, None], members[:, None, :]]
+    pair = real[:, :, None] & real[:, None, :]
+    blocks = torch.where(pair, blocks, torch.eye(members.shape[1], dtype=inverse.dtype, device=inverse.device))
+    return torch.linalg.solve(blocks, weights[members] * real[..., None])
 
 
 def group_rows(group: Tensor, groups: int) -> tuple[Tensor, Tensor]:

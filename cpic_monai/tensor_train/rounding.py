@@ -62,7 +62,7 @@ def tt_svd(unfolded: Tensor, rank: int) -> TensorTrain:
 
 
 def _leading_left(matrix: Tensor, rank: int) -> Tensor:
-    """Leading left singular vectors ``(B, m, min(rank, m, n))``, by the smaller side's eigenproblem where it is thin."""
+    """Leading left singular vectors ``(B, m, min(rank, m, n))``."""
     rows, cols = matrix.shape[1:]
     if cols > 4 * rows:
         # R of the tall transpose keeps the singular values without squaring them.

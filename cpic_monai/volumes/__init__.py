@@ -1,0 +1,29 @@
+"""Scans opened by their header and read in boxes. Start with :func:`open_volume`."""
+
+from cpic_monai.volumes.array import ArrayVolume
+from cpic_monai.volumes.cache import BlockCache, shared_cache
+from cpic_monai.volumes.cached import CachedVolume
+from cpic_monai.volumes.dicom import DicomVolume
+from cpic_monai.volumes.nifti import CompressedNiftiVolume, NiftiVolume
+from cpic_monai.volumes.open import open_volume
+from cpic_monai.volumes.pooled import PooledVolume
+from cpic_monai.volumes.protocol import Volume, VolumeError
+from cpic_monai.volumes.regularity import Fault, IrregularSeriesError
+from cpic_monai.volumes.spline import SplineVolume
+
+__all__ = [
+    "ArrayVolume",
+    "BlockCache",
+    "CachedVolume",
+    "CompressedNiftiVolume",
+    "DicomVolume",
+    "Fault",
+    "IrregularSeriesError",
+    "NiftiVolume",
+    "PooledVolume",
+    "SplineVolume",
+    "Volume",
+    "VolumeError",
+    "open_volume",
+    "shared_cache",
+]

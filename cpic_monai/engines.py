@@ -1,0 +1,64 @@
+"""Recipes: what MONAI's ``SupervisedTrainer`` needs to train C-PIC one way or the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from cpic_monai.batches import PrepareVisits
+from cpic_monai.inferers import LeaveOneOutInferer, QuantileInferer
+from cpic_monai.networks import CPICNet, LeaveOneOutRidge
+
+RECIPES = ("closed_form", "paper")
+
+
+class Recipe:
+    """The trainer's inferer, loss, batch preparation and optimizer parameters.
+
+    ``closed_form``: the encoder learns from the leave-one-out residual of a ridge regression on the batch's TT Gram
+    matrix; basis and quantile head are fitted afterwards on frozen features. ``paper``: encoder and head learn jointly
+    by the quantile loss, on a basis that moves with the batches (Algorithm 1).
+
+    Parameters
+    ----------
+    name
+        ``closed_form`` or ``paper``.
+    network
+        The network to train; its basis moves in training if the recipe wants it to.
+    quantile_loss
+        Of quantiles ``(R, Q)`` and normalised targets ``(R, 1)``.
+    ridge
+        Starting values of :class:`cpic_monai.networks.LeaveOneOutRidge`.
+    ridge_learning_rate
+        Of the ridge's three parameters, which live on a log scale and so take larger steps than weights.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: CPICNet,
+        quantile_loss: nn.Module,
+        ridge: dict[str, float] | None = None,
+        ridge_learning_rate: float = 0.02,
+    ) -> None:
+        if name not in RECIPES:
+            raise ValueError(f"recipe {name!r} is none of {', '.join(RECIPES)}")
+        self.name, self.network = name, network
+        self.ridge = LeaveOneOutRidge(**(ridge or {}))
+        closed = name == "closed_form"
+        network.moving_basis = not closed
+        self.inferer = LeaveOneOutInferer(self.ridge) if closed else QuantileInferer()
+        self.loss: nn.Module = nn.MSELoss() if closed else quantile_loss
+        self.prepare_batch = PrepareVisits(with_label=closed)
+        # The head has no part in the leave-one-out loss: it is fitted on its own when an epoch ends.
+        self.parameters: list[dict[str, Any]] = [
+            {"params": list((network.encoder if closed else network).parameters())},
+            {"params": list(self.ridge.parameters()), "lr": ridge_learning_rate},
+        ]
+        self.fits_head = closed
+
+    def to(self, device: Any) -> Recipe:
+        """Move the ridge's parameters."""
+        self.ridge.to(device)
+        return self

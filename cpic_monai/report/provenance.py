@@ -1,0 +1,164 @@
+"""
+Where a result comes from: versions, platform, seed, configuration and data, without a trace of whose machine it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+__all__ = ["collect_provenance", "config_digest", "data_checksum", "package_versions", "without_paths"]
+
+PACKAGES = ("cpic-monai", "monai", "torch", "numpy", "scipy", "pandas", "nibabel", "itk", "pydicom", "pytorch-ignite")
+
+# An absolute path of two parts or more: POSIX (also in sqlite:/// and file:// addresses, and after ~) or Windows.
+_START = r"(?:(?:(?:sqlite|file)://+)?/|~/|[A-Za-z]:[\\/]|\\\\)"
+_WHOLE = re.compile(rf"^()({_START}[^'\",;]*[\\/][^'\",;]+)$|^()(~/[^'\",;]+)$")
+_QUOTED = re.compile(rf"(['\"])({_START}[^'\"]*[\\/][^'\"]+|~/[^'\"]+)(?=\1)")
+_BARE = re.compile(rf"(^|[\s=(\[,;:@])({_START}[^\s'\",;:)\]]*[\\/][^\s'\",;:)\]]+|~/[^\s'\",;:)\]]+)")
+_WEB = re.compile(r"(\bhttps?://[^\s'\"]+)")
+_USER = re.compile(r"(?<=://)[^/@]*@")
+
+
+def without_paths(value: Any) -> Any:
+    """
+    A copy of a configuration in which every absolute path is cut to its last part.
+
+    Goes through mappings and sequences; keys and text are searched, `Path` objects become text, and objects that JSON
+    does not know become the name of their type (their representation may hold paths or addresses in memory). Web
+    addresses stay, without user name and password.
+    """
+    if isinstance(value, Mapping):
+        return {without_paths(str(key)): without_paths(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [without_paths(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        return type(value).__name__
+
+    def last_part(match: re.Match[str]) -> str:
+        lead, path = (group for group in match.groups() if group is not None)
+        return lead + re.split(r"[\\/]+", path.rstrip("\\/"))[-1]
+
+    pieces = _WEB.split(value)  # the odd ones are web addresses, which lose only a user's name and password
+    for k, piece in enumerate(pieces):
+        if k % 2:
+            pieces[k] = _USER.sub("", piece)
+            continue
+        # Whole text and quoted text first, because there a path may hold spaces.
+        for pattern in (_WHOLE, _QUOTED, _BARE):
+            pieces[k] = piece = pattern.sub(last_part, piece)
+    return "".join(pieces)
+
+
+def package_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Installed versions by distribution name; packages that are not installed are named as such."""
+    found: dict[str, str] = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """
+    SHA-256 of a configuration, the same on every machine.
+
+    Keys are sorted and absolute paths cut to their last part, so that moving the data does not change it.
+    """
+    text = json.dumps(without_paths(config), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def data_checksum(paths: Iterable[str | os.PathLike[str]], root: str | os.PathLike[str] | None = None) -> str:
+    """
+    SHA-256 over names and sizes of the files of a data set; contents are not read.
+
+    Parameters
+    ----------
+    paths : iterable of path
+        Files, or folders (DICOM series) whose files all count. Order and repeats do not matter.
+    root : path, optional
+        Names are taken relative to it, so that it may lie anywhere; without it, or for files outside it, names are the
+        last part, for files in a folder of `paths` from that folder on.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a path does not exist.
+    """
+    base = Path(root).resolve() if root is not None else None
+    entries: set[tuple[str, int]] = set()
+    for given in {Path(path).resolve() for path in paths}:
+        if not given.exists():
+            raise FileNotFoundError(f"data_checksum: {given} does not exist; was the scan moved since it was listed?")
+        for file in sorted(given.rglob("*")) if given.is_dir() else [given]:
+            if file.is_file():
+                inside = base is not None and file.is_relative_to(base)
+                name = file.relative_to(base) if inside and base is not None else file.relative_to(given.parent)
+                entries.add((name.as_posix(), file.stat().st_size))
+    digest = hashlib.sha256()
+    for posix, size in sorted(entries):
+        digest.update(f"{posix}\0{size}\n".encode())
+    return digest.hexdigest()
+
+
+def collect_provenance(
+    *,
+    config: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    paths: Iterable[str | os.PathLike[str]] | None = None,
+    root: str | os.PathLike[str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """
+    Everything needed to tell whether two results came from the same code, settings and data.
+
+    Parameters
+    ----------
+    config : mapping, optional
+        The resolved configuration.
+    seed : int, optional
+    paths, root : optional
+        See `data_checksum`.
+    extra : mapping, optional
+        Further entries, such as the epoch of the checkpoint.
+
+    Returns
+    -------
+    dict
+        ``date`` (UTC, ISO 8601), ``platform``, ``python``, ``packages``, and as given ``seed``, ``config_sha256``,
+        ``config``, ``data_sha256`` and the extra entries; no absolute path, no host and no user name.
+    """
+    result: dict[str, Any] = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": package_versions(),
+    }
+    if seed is not None:
+        result["seed"] = int(seed)
+    if config is not None:
+        result["config_sha256"] = config_digest(config)
+        result["config"] = without_paths(config)
+    if paths is not None:
+        result["data_sha256"] = data_checksum(paths, root)
+    return result | without_paths(dict(extra or {}))

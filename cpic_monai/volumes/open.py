@@ -1,0 +1,68 @@
+"""One door to every format."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cpic_monai.volumes.array import ArrayVolume
+from cpic_monai.volumes.cache import BlockCache
+from cpic_monai.volumes.dicom import DicomVolume
+from cpic_monai.volumes.itk_image import open_itk
+from cpic_monai.volumes.nifti import open_nifti
+from cpic_monai.volumes.protocol import Volume, VolumeError
+
+FORMATS = "a DICOM folder, .dcm, .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, or a 3-D array or tensor"
+
+
+def open_volume(
+    source: Any,
+    *,
+    cache: BlockCache | None = None,
+    affine: np.ndarray | None = None,
+    padding_value: float | None = -1024.0,
+    resample_gaps: bool = False,
+    allow_tilt: bool = False,
+    series_uid: str | None = None,
+) -> Volume:
+    """Open a scan by its header.
+
+    Parameters
+    ----------
+    source
+        A path, an (i, j, k) array or tensor, or a Volume (returned as it is).
+    cache
+        Holds files that can only be decoded as a whole; default is the process's shared cache.
+    affine
+        For arrays: (4, 4) voxel to RAS+ mm.
+    padding_value, resample_gaps, allow_tilt, series_uid
+        For DICOM: see :class:`~cpic_monai.volumes.dicom.DicomVolume`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such path.
+    VolumeError
+        If the format is not known, or the file is not one 3-D scan.
+    """
+    if isinstance(source, np.ndarray | torch.Tensor):
+        return ArrayVolume(source, affine)
+    if not isinstance(source, str | os.PathLike):
+        if isinstance(source, Volume):
+            return source
+        raise VolumeError(f"a scan of type {type(source).__name__} cannot be opened; expected {FORMATS}.")
+    path = str(Path(source))
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such file or folder; check the path in the cohort's table.")
+    name = path.lower()
+    if os.path.isdir(path) or name.endswith((".dcm", ".dicom", ".ima")):
+        return DicomVolume(path, padding_value, resample_gaps, allow_tilt, series_uid)
+    if name.endswith((".nii", ".nii.gz")):
+        return open_nifti(path, cache)
+    if name.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):
+        return open_itk(path, cache)
+    raise VolumeError(f"{path}: unknown format; expected {FORMATS}.")

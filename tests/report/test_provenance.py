@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import platform
+from pathlib import Path
+
+import pytest
+
+from cpic_monai.report import collect_provenance, config_digest, data_checksum
+from cpic_monai.report.provenance import without_paths
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/anna/data", "data"),
+        ("/home/anna smith/scans/", "scans"),
+        ("~/scans", "scans"),
+        (r"C:\Users\anna\scan.nii", "scan.nii"),
+        (r"\\server\share\scan.nii", "scan.nii"),
+        ("sqlite:////home/anna/mlruns.db", "mlruns.db"),
+        ("$import_module('/home/anna/my code/x.py').f(2) / 3", "$import_module('x.py').f(2) / 3"),
+        ("['/a/b/c.json', '/d/e.json']", "['c.json', 'e.json']"),
+        ("https://anna:secret@tracking.example.org/a/b", "https://tracking.example.org/a/b"),
+        ("$@width // 2 / 3", "$@width // 2 / 3"),
+        ("CT/PET, mL/week", "CT/PET, mL/week"),
+        ("models/model.pt", "models/model.pt"),
+    ],
+)
+def test_absolute_paths_are_cut(text: str, expected: str) -> None:
+    assert without_paths(text) == expected
+
+
+def test_nested_values_and_objects() -> None:
+    value = {"a": [Path("/home/anna/x.pt"), {"b": ("/home/anna/y", 1, None, True)}], "/home/anna/key": object()}
+    assert without_paths(value) == {"a": ["x.pt", {"b": ["y", 1, None, True]}], "key": "object"}
+
+
+def test_digest_ignores_order_and_place_but_not_values() -> None:
+    one = {"lr": 1e-3, "root": "/home/anna/data"}
+    assert config_digest(one) == config_digest({"root": "/mnt/disk/data", "lr": 1e-3})
+    assert config_digest(one) != config_digest(one | {"lr": 2e-3})
+    text = '{"lr":0.001,"root":"data"}'
+    assert config_digest(one) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_checksum_of_names_and_sizes(tmp_path: Path) -> None:
+    for place in ("here", "there"):
+        series = tmp_path / place / "train" / "ID1"
+        series.mkdir(parents=True)
+        (series / "1.dcm").write_bytes(b"abc")
+        (series / "2.dcm").write_bytes(b"abcd")
+        (tmp_path / place / "b.nii").write_bytes(b"12345")
+    here, there = tmp_path / "here", tmp_path / "there"
+    expected = hashlib.sha256(b"b.nii\x005\ntrain/ID1/1.dcm\x003\ntrain/ID1/2.dcm\x004\n").hexdigest()
+    assert data_checksum([here / "train" / "ID1", here / "b.nii"], here) == expected
+    assert data_checksum([there / "b.nii", there / "train" / "ID1", there / "b.nii"], there) == expected
+    assert data_checksum([here / "train" / "ID1"]) == data_checksum([there / "train" / "ID1"])
+    (there / "b.nii").write_bytes(b"1234")
+    assert data_checksum([there / "train" / "ID1", there / "b.nii"], there) != expected
+    with pytest.raises(FileNotFoundError, match=r"c\.nii does not exist"):
+        data_checksum([here / "c.nii"])
+
+
+def test_provenance_holds_what_is_needed_and_nobodys_name(tmp_path: Path) -> None:
+    (tmp_path / "scan.nii").write_bytes(b"1")
+    config = {"dataset_dir": str(tmp_path), "network": {"rank": 10}}
+    result = collect_provenance(
+        config=config, seed=7, paths=[tmp_path / "scan.nii"], root=tmp_path, extra={"checkpoint": tmp_path / "model.pt"}
+    )
+    assert result["seed"] == 7
+    assert result["checkpoint"] == "model.pt"
+    assert result["config"]["network"] == {"rank": 10}
+    assert result["packages"]["torch"][0].isdigit()
+    assert len(result["data_sha256"]) == len(result["config_sha256"]) == 64
+    text = json.dumps(result)
+    assert str(tmp_path) not in text
+    assert platform.node() not in text
+    assert f"/{getpass.getuser()}" not in text
