@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pandas as pd
 import torch
 from ignite.engine import Events
 from monai.engines import Evaluator
-from torch import Tensor
+from torch import Tensor, nn
 
+from cpic_monai.batches import ToUnits, collate_visits
+from cpic_monai.handlers.fit import HeadSchedule, fit_head
 from cpic_monai.networks import CPICNet
 from cpic_monai.report import (
     PickedScan,
@@ -32,8 +37,8 @@ logger = logging.getLogger(__name__)
 class Evaluation:
     """Run an evaluator over several splits and write what came out.
 
-    Writes ``predictions.csv`` (a row a visit), ``metrics.json`` (an object a split, each with the constant prediction as
-    baseline) and ``report.html`` to ``output_dir``; at inference, without targets, ``predictions.json`` instead of
+    Writes ``predictions.csv`` (a row a visit), ``metrics.json`` (an object a split, with the constant
+    prediction as baseline) and ``report.html`` to ``output_dir``; at inference, without targets, ``predictions.json`` instead of
     metrics.
 
     Parameters
@@ -61,6 +66,10 @@ class Evaluation:
         Clips of mLLL in the target's unit.
     curves
         Training curves for the report, or a callable that gives them when the report is written.
+    window
+        Intensities, after preprocessing, drawn as black and white.
+    tabular_baseline
+        Gives predictions by split without the scans (:class:`TabularBaseline`), to be scored beside the network's.
     """
 
     def __init__(
@@ -80,11 +89,14 @@ class Evaluation:
         sigma_min: float = 70.0,
         error_max: float = 1000.0,
         curves: Any = None,
+        window: Sequence[float] = (0.0, 1.0),
+        tabular_baseline: Callable[[], Mapping[str, pd.DataFrame]] | None = None,
     ) -> None:
         self.evaluator, self.loaders, self.output_dir = evaluator, dict(loaders), Path(output_dir)
         self.target_name, self.unit, self.visit_name, self.quantiles = target_name, unit, visit_name, tuple(quantiles)
         self.scans, self.pictures, self.cohort, self.provenance = scans, pictures, cohort or {}, provenance
         self.sigma_min, self.error_max, self.curves = sigma_min, error_max, curves
+        self.window, self.tabular_baseline = (float(window[0]), float(window[1])), tabular_baseline
 
     def run(self) -> dict[str, Any]:
         """Predict, score and report; returns the content of ``metrics.json`` (empty where no target is known)."""
@@ -114,9 +126,8 @@ class Evaluation:
             provenance=self.provenance,
         )
         for split, entry in metrics.items():
-            logger.info(
-                f"{split}: mLLL {entry['mlll']:.3f}, RMSE {entry['rmse']:.1f} {self.unit}, coverage {entry['coverage']:.2f}"
-            )
+            scores = ", ".join(f"{name} {entry[name]:.3f}" for name in ("mlll", "rmse", "coverage"))
+            logger.info(f"{split}: {scores} ({self.target_name} in {self.unit})")
         logger.info(f"wrote the report to {self.output_dir / 'report.html'}")
         return metrics
 
@@ -136,28 +147,78 @@ class Evaluation:
     @torch.no_grad()
     def picture(self, item: Mapping[str, Any]) -> PickedScan:
         """Three slices of a scan through the middle of the voxels picked, and all voxels picked."""
-        network: CPICNet = self.evaluator.network
+        network: CPICNet = self.evaluator.network  # type: ignore[attr-defined]
         scan = item["image"]
         voxels = network.looked_at([scan], [str(item["subject"])])[0]
         inside = ((voxels >= 0) & (voxels < torch.tensor(network.grid.shape))).all(1)
-        voxels = voxels[inside]
-        middle = [int(v) for v in voxels.double().median(0).values]
-        slices = {f"axis {axis}": _plane(scan, axis, middle[axis]) for axis in range(3)}
-        spacing = np.linalg.norm(np.asarray(scan.affine, dtype=float)[:3, :3], axis=0)
-        return PickedScan(
-            subject=str(item["subject"]),
-            slices=slices,
-            planes={f"axis {axis}": middle[axis] for axis in range(3)},
-            voxels=voxels.numpy(),
-            shape=tuple(network.grid.shape),  # type: ignore[arg-type]
-            spacing=tuple(float(s) for s in spacing),  # type: ignore[arg-type]
+        affine = np.asarray(scan.affine, dtype=float)
+        shape, spacing = tuple(network.grid.shape), tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
+        return PickedScan.from_reader(
+            str(item["subject"]),
+            lambda start, stop: scan.box(start, stop)[0].numpy(),
+            voxels[inside].numpy(),
+            shape=shape,  # type: ignore[arg-type]
+            spacing=spacing,  # type: ignore[arg-type]
+            window=self.window,
+            axcodes="".join(nibabel.aff2axcodes(affine)),
         )
 
     def _score(self, frame: pd.DataFrame) -> dict[str, Any]:
         baselines = {}
         if "train" in set(frame["split"]):
             baselines["constant"] = constant_baseline(frame)
+        if self.tabular_baseline is not None:
+            tabular = pd.concat(self.tabular_baseline().values(), ignore_index=True)
+            baselines["tabular"] = tabular[tabular["truth"].notna()].reset_index(drop=True)
         return summarise_splits(frame, baselines=baselines, sigma_min=self.sigma_min, error_max=self.error_max)
+
+
+class TabularBaseline:
+    """What the scan adds: the same head, trained the same way on the same rows, with every scan's features zero.
+
+    Parameters
+    ----------
+    network
+        Whose head is copied; the network itself stays as it is.
+    splits
+        Split name to encoded items; the head learns from ``train``.
+    loss_function, schedule, seed
+        As :class:`cpic_monai.handlers.FitBasisAndHead`.
+    quantiles
+        Levels of the predictions' columns.
+    """
+
+    def __init__(
+        self,
+        network: CPICNet,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        loss_function: nn.Module,
+        schedule: HeadSchedule | dict[str, Any],
+        seed: int = 0,
+        quantiles: Sequence[float] = (0.2, 0.5, 0.8),
+    ) -> None:
+        self.network, self.splits, self.loss_function, self.seed = network, dict(splits), loss_function, seed
+        self.schedule = HeadSchedule(**schedule) if isinstance(schedule, dict) else schedule
+        self.quantiles = tuple(quantiles)
+
+    def __call__(self) -> dict[str, pd.DataFrame]:
+        """Split name to predictions, rows in the order of the items."""
+        blind = copy.copy(self.network)
+        blind._modules = {**self.network._modules, "head": copy.deepcopy(self.network.head).cpu()}
+        batches = {name: _without_image(items) for name, items in self.splits.items() if len(items)}
+        rank, train = self.network.rank, batches["train"]
+        schedule = replace(self.schedule, fresh=True, jitter=0.0)
+        fit_head(blind, torch.zeros(len(train["subject"]), rank), train, self.loss_function, schedule, self.seed)
+        frames = {}
+        with torch.no_grad():
+            for name, batch in batches.items():
+                pred = blind.predict(torch.zeros(len(batch["subject"]), rank), batch["tabular"], batch["scan_index"])
+                frames[name] = _rows(batch, ToUnits()({**batch, "pred": pred}), name, self.quantiles)
+        return frames
+
+
+def _without_image(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return collate_visits([{**item, "image": None} for item in items])
 
 
 def _rows(batch: Mapping[str, Any], output: Mapping[str, Any], split: str, quantiles: Sequence[float]) -> pd.DataFrame:
@@ -176,14 +237,3 @@ def _rows(batch: Mapping[str, Any], output: Mapping[str, Any], split: str, quant
         quantiles=quantiles,
         strata={key: [values[i] for i in rows] for key, values in (batch.get("strata") or {}).items()},
     )
-
-
-def _plane(scan: Any, axis: int, index: int) -> np.ndarray:
-    """One slice of a lazy scan's first channel, scaled to [0, 1] for display."""
-    shape = list(scan.shape)[-3:]
-    axes = [torch.arange(n) if a != axis else torch.tensor([index]) for a, n in enumerate(shape)]
-    voxels = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
-    values = scan.patches(voxels, 1)[:, 0].reshape([n for a, n in enumerate(shape) if a != axis])
-    low, high = float(values.min()), float(values.max())
-    return ((values - low) / max(high - low, 1e-12)).numpy()
-

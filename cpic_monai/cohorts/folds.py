@@ -33,7 +33,8 @@ def split(
     fold, folds
         Which of how many test folds. With ``folds=1`` there is no test set.
     validation_fraction
-        Share of the groups outside the test fold that is held out for validation, at least one group unless 0.
+        Share of the groups outside the test fold that is held out for validation, at least one group unless 0 (about
+        that share with `stratify`, which balances the target first).
     seed
         Seed of the shuffling.
     stratify
@@ -49,7 +50,8 @@ def split(
     Raises
     ------
     ValueError
-        If there are more folds than groups, `fold` is out of range, or nothing is left to train on.
+        If there are more folds than groups, `fold` is out of range, a target to stratify by is unknown, or nothing is
+        left to train on.
     """
     groups = np.array([str(item["group"]) for item in cohort.items])
     count = len(np.unique(groups))
@@ -99,16 +101,22 @@ def _fold(groups: np.ndarray, strata: np.ndarray | None, fold: int, folds: int, 
         splits = GroupKFold(folds, shuffle=True, random_state=seed).split(nothing, groups=groups)
     else:
         splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(nothing, strata, groups)
-    return np.asarray(list(splits)[fold][1])
+    parts = [held for _, held in splits]
+    if strata is not None and min(map(len, parts)) == 0:  # few, unequal groups: a balanced fold may stay empty
+        return _fold(groups, None, fold, folds, seed)
+    return np.asarray(parts[fold])
 
 
 def _strata(cohort: Cohort, order: np.ndarray, bins: int, folds: int) -> np.ndarray | None:
-    """Bin (N,) of every item's mean target; None where there are too few items for two bins."""
+    """Bin (N,) of every item's mean target; None where two bins would not have an item for every fold."""
     targets = [np.asarray(cohort.items[n]["target"], float) for n in order]
     means = np.array([t[np.isfinite(t)].mean() if np.isfinite(t).any() else np.nan for t in targets])
-    known = means[np.isfinite(means)]
-    bins = min(bins, known.size // folds)
-    if bins < 2:
-        return None
-    edges = np.unique(np.quantile(known, np.linspace(0, 1, bins + 1)[1:-1]))
-    return np.asarray(np.where(np.isfinite(means), np.searchsorted(edges, means, side="right"), len(edges) + 1))
+    if not np.isfinite(means).all():
+        names = [cohort.items[n]["subject"] for n, mean in zip(order, means, strict=True) if np.isnan(mean)]
+        raise ValueError(f"{cohort.name}: stratify needs the target of every scan; unknown for {names[:5]}")
+    for number in range(bins, 1, -1):
+        edges = np.unique(np.quantile(means, np.linspace(0, 1, number + 1)[1:-1]))
+        strata = np.searchsorted(edges, means, side="right")
+        if np.bincount(strata, minlength=number).min() >= folds:
+            return np.asarray(strata)
+    return None

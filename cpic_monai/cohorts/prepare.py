@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from cpic_monai.cohorts.cohort import Cohort
@@ -55,7 +56,7 @@ class ItemEncoder:
             new: dict[str, Any] = {key: item[key] for key in ("subject", "group", "image", "strata")}
             new["tabular"] = self.tabular.transform(item)
             new |= self.target.transform(item)
-            new["visit"] = torch.as_tensor(item["visit"], dtype=torch.float32)[:, None]
+            new["visit"] = torch.as_tensor(np.array(item["visit"], np.float32)[:, None])
             encoded.append(new)
         return encoded
 

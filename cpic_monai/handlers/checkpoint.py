@@ -37,8 +37,8 @@ class BestCheckpoint:
     path
         The file, e.g. ``models/model.pt``.
     objects
-        Name to object with a ``state_dict``; ``model`` is the network, ``encoder`` the tabular encoding and target scale
-        that prediction on new data needs beside the weights. Tensors and plain containers only, so that the file
+        Name to object with a ``state_dict``; ``model`` is the network, ``encoder`` the tabular encoding and target
+        scale that prediction on new data needs beside the weights. Tensors and plain containers only, so that the file
         loads with ``weights_only=True``.
     """
 
@@ -111,5 +111,6 @@ class LastCheckpoint:
             item.load_state_dict(state[name])
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         if self.evaluator is not None and "best" in state:
-            vars(self.evaluator.state).update(best_metric=state["best"]["metric"], best_metric_epoch=state["best"]["epoch"])
+            best = state["best"]
+            vars(self.evaluator.state).update(best_metric=best["metric"], best_metric_epoch=best["epoch"])
         logger.info(f"resumed from {self.path.name} after epoch {state['epoch']}")

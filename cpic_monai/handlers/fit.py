@@ -47,7 +47,7 @@ class HeadSchedule:
     jitter: float = 0.1
     fresh: bool = True
     principal: float = 1.0
-    ridge_steps: int = 40
+    ridge_steps: int = 25
 
 
 class FitBasisAndHead:

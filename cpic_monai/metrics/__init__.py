@@ -12,6 +12,7 @@ Use in an engine that does not decollate::
 `mlll`, `r2` are better when greater; `rmse`, `mae`, `pinball` when smaller; `coverage` when near its nominal value.
 """
 
+from cpic_monai.metrics.engine import EngineMetrics
 from cpic_monai.metrics.frame import quantile_columns, summarise
 from cpic_monai.metrics.quantile import (
     R2,
@@ -26,6 +27,7 @@ from cpic_monai.metrics.quantile import (
 
 __all__ = [
     "R2",
+    "EngineMetrics",
     "IntervalCoverage",
     "MeanAbsoluteError",
     "ModifiedLaplaceLogLikelihood",

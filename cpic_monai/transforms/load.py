@@ -11,18 +11,18 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from cpic_monai.transforms.virtual_scan import check_same_grid
-from cpic_monai.volumes import BlockCache, CachedVolume, Volume, open_volume
+from cpic_monai.volumes import BlockCache, CachedVolume, Volume, check_same_grid, open_volume
 from cpic_monai.volumes.cache import DEFAULT_BYTES
 
-VOLUMES_SUFFIX = "_volumes"
+#: Before the key, not after it: MONAI takes every entry that starts with "<key>_" for a dictionary of metadata.
+VOLUMES_OF = "volumes_of_"
 
 
 class LoadVolumed(MapTransform):
     """Open the scan under each key, leaving a MetaTensor of the right shape and affine that takes 4 bytes.
 
-    The volumes are kept beside it under ``<key>_volumes``. MONAI's spatial transforms with ``lazy=True`` then work on
-    the header alone, and :class:`~cpic_monai.transforms.VirtualScand` joins the two. Run them in a
+    The volumes are kept beside it under ``volumes_of_<key>``. MONAI's spatial transforms with ``lazy=True`` then
+    work on the header alone, and :class:`~cpic_monai.transforms.VirtualScand` joins the two. Run them in a
     :class:`~cpic_monai.transforms.LazyCompose`: MONAI's own Compose would apply them to the empty tensor.
 
     Parameters
@@ -84,7 +84,7 @@ class LoadVolumed(MapTransform):
             volumes = self.volumes(out[key])
             check_same_grid(volumes, f"subject {out.get('subject', key)}")
             out[key] = placeholder(volumes)
-            out[f"{key}{VOLUMES_SUFFIX}"] = volumes
+            out[f"{VOLUMES_OF}{key}"] = volumes
         return out
 
     def __getstate__(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from monai.data.utils import to_affine_nd
 from monai.transforms import MapTransform
 from monai.utils import LazyAttr
 
-from cpic_monai.transforms.load import VOLUMES_SUFFIX, is_placeholder
+from cpic_monai.transforms.load import VOLUMES_OF, is_placeholder
 from cpic_monai.transforms.virtual_scan import VirtualScan
 from cpic_monai.volumes import CachedVolume
 
@@ -74,18 +74,19 @@ class VirtualScand(MapTransform):
         self.intensity, self.order, self.padding_value = intensity, order, padding_value
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Replace each key's placeholder by a VirtualScan; ``<key>_volumes`` goes with it."""
+        """Replace each key's placeholder by a VirtualScan; ``volumes_of_<key>`` goes with it."""
         out = dict(data)
         for key in self.key_iterator(out):
             name = f"subject {out.get('subject', '?')}, key {key!r}"
-            volumes = out.pop(f"{key}{VOLUMES_SUFFIX}", None)
+            volumes = out.pop(f"{VOLUMES_OF}{key}", None)
             if volumes is None:
-                raise KeyError(f"{name}: no {key}{VOLUMES_SUFFIX} in the item; put LoadVolumed before VirtualScand.")
+                raise KeyError(f"{name}: no {VOLUMES_OF}{key} in the item; put LoadVolumed before VirtualScand.")
             tensor = out[key]
             if not is_placeholder(tensor):
                 raise ValueError(
                     f"{name}: a transform was applied to the header-only tensor (now {type(tensor).__name__}); run "
-                    "spatial transforms lazily (LazyCompose) and give intensity transforms to VirtualScand."
+                    "spatial transforms lazily (LazyCompose), give intensity transforms to VirtualScand, and make a "
+                    "CacheDataset with as_contiguous=False."
                 )
             if tensor.shape[0] != len(volumes):
                 raise ValueError(

@@ -20,7 +20,7 @@ from cpic_monai.transforms.resampler import (
     outside,
 )
 from cpic_monai.transforms.statistic import sample_values
-from cpic_monai.volumes import BlockCache, CachedVolume, PooledVolume, SplineVolume, Volume
+from cpic_monai.volumes import BlockCache, CachedVolume, PooledVolume, SplineVolume, Volume, check_same_grid
 
 
 class VirtualScan:
@@ -284,18 +284,6 @@ class VirtualScan:
     def __repr__(self) -> str:
         kind = "gathered" if self.grid_aligned else f"order {self.order}"
         return f"VirtualScan({self.subject}, channels={self.channels}, shape={self.shape}, {kind})"
-
-
-def check_same_grid(volumes: Sequence[Volume], subject: str) -> None:
-    """Raise ValueError where the channels of a scan differ in shape or lie elsewhere (by 0.001 or more)."""
-    first = volumes[0]
-    for volume in volumes[1:]:
-        if volume.shape != first.shape or not np.allclose(volume.affine, first.affine, atol=1e-3):
-            raise ValueError(
-                f"{subject}: channels must share one grid, but {first.path} has shape {first.shape}, affine "
-                f"{first.affine.round(4).tolist()} and {volume.path} shape {volume.shape}, affine "
-                f"{volume.affine.round(4).tolist()}; register and resample them onto one grid first."
-            )
 
 
 def _numpy_generator(generator: torch.Generator | np.random.Generator | int | None) -> np.random.Generator:

@@ -5,7 +5,7 @@ from cpic_monai.volumes.cache import BlockCache, shared_cache
 from cpic_monai.volumes.cached import CachedVolume
 from cpic_monai.volumes.dicom import DicomVolume
 from cpic_monai.volumes.nifti import CompressedNiftiVolume, NiftiVolume
-from cpic_monai.volumes.open import open_volume
+from cpic_monai.volumes.open import check_same_grid, open_volume
 from cpic_monai.volumes.pooled import PooledVolume
 from cpic_monai.volumes.protocol import Volume, VolumeError
 from cpic_monai.volumes.regularity import Fault, IrregularSeriesError
@@ -24,6 +24,7 @@ __all__ = [
     "SplineVolume",
     "Volume",
     "VolumeError",
+    "check_same_grid",
     "open_volume",
     "shared_cache",
 ]

@@ -118,11 +118,12 @@ class BlockCache:
 
 
 def _of_this_process(token: str, max_bytes: int) -> BlockCache:
-    return _OF_THIS_PROCESS.get(token) or BlockCache(max_bytes, _token=token)
+    held = _OF_THIS_PROCESS.get(token)
+    return BlockCache(max_bytes, _token=token) if held is None else held
 
 
 def shared_cache() -> BlockCache:
     """The process's default cache (1 GiB), used where no other is given."""
     if not _SHARED:
-        _SHARED.append(BlockCache(DEFAULT_BYTES, _token="shared"))
+        _SHARED.append(_of_this_process("shared", DEFAULT_BYTES))
     return _SHARED[0]

@@ -1,8 +1,9 @@
-"""One door to every format."""
+"""One door to every format, and the check that files opened together are channels of one scan."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,15 @@ def open_volume(
     if name.endswith((".nrrd", ".nhdr", ".mha", ".mhd")):
         return open_itk(path, cache)
     raise VolumeError(f"{path}: unknown format; expected {FORMATS}.")
+
+
+def check_same_grid(volumes: Sequence[Volume], subject: str) -> None:
+    """Raise ValueError where the channels of a scan differ in shape or lie elsewhere (by 0.001 or more)."""
+    first = volumes[0]
+    for volume in volumes[1:]:
+        if volume.shape != first.shape or not np.allclose(volume.affine, first.affine, atol=1e-3):
+            raise ValueError(
+                f"{subject}: channels must share one grid, but {first.path} has shape {first.shape}, affine "
+                f"{first.affine.round(4).tolist()} and {volume.path} shape {volume.shape}, affine "
+                f"{volume.affine.round(4).tolist()}; register and resample them onto one grid first."
+            )
