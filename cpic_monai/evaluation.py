@@ -38,8 +38,8 @@ class Evaluation:
     """Run an evaluator over several splits and write what came out.
 
     Writes ``predictions.csv`` (a row a visit), ``metrics.json`` (an object a split, with the constant
-    prediction as baseline) and ``report.html`` to ``output_dir``; at inference, without targets, ``predictions.json`` instead of
-    metrics.
+    prediction as baseline) and ``report.html`` to ``output_dir``; at inference, without targets,
+    ``predictions.json`` instead of metrics.
 
     Parameters
     ----------
@@ -152,13 +152,13 @@ class Evaluation:
         voxels = network.looked_at([scan], [str(item["subject"])])[0]
         inside = ((voxels >= 0) & (voxels < torch.tensor(network.grid.shape))).all(1)
         affine = np.asarray(scan.affine, dtype=float)
-        shape, spacing = tuple(network.grid.shape), tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
+        (d, h, w), (a, b, c) = network.grid.shape, np.linalg.norm(affine[:3, :3], axis=0).tolist()
         return PickedScan.from_reader(
             str(item["subject"]),
             lambda start, stop: scan.box(start, stop)[0].numpy(),
             voxels[inside].numpy(),
-            shape=shape,  # type: ignore[arg-type]
-            spacing=spacing,  # type: ignore[arg-type]
+            shape=(d, h, w),
+            spacing=(a, b, c),
             window=self.window,
             axcodes="".join(nibabel.aff2axcodes(affine)),
         )

@@ -6,6 +6,7 @@ from cpic_monai.cohorts.folds import split
 from cpic_monai.cohorts.osic import OsicCohort
 from cpic_monai.cohorts.phantom import write_phantom_cohort
 from cpic_monai.cohorts.prepare import ItemEncoder, Splits, load_splits, prepare
+from cpic_monai.cohorts.scans import ScanCohort, find_scans
 from cpic_monai.cohorts.table import TableCohort
 from cpic_monai.cohorts.tabular import Column, TabularEncoder
 from cpic_monai.cohorts.target import TargetScaler
@@ -17,10 +18,12 @@ __all__ = [
     "ItemEncoder",
     "LeftOut",
     "OsicCohort",
+    "ScanCohort",
     "Splits",
     "TableCohort",
     "TabularEncoder",
     "TargetScaler",
+    "find_scans",
     "load_splits",
     "prepare",
     "split",

@@ -68,8 +68,8 @@ class CanonicalBasis(nn.Module):
     def fit(self, trains: Sequence[TensorTrain], dual: Tensor | None = None, principal: float = 1.0) -> Tensor:
         """Take these scans as the basis; returns their features ``(B, rank)``.
 
-        Principal directions are rotated towards those of the basis before (orthogonal Procrustes on the scans given), so
-        that a head fitted to it stays useful.
+        Principal directions are rotated towards those of the basis before (orthogonal Procrustes on the scans given),
+        so that a head fitted to it stays useful.
 
         Parameters
         ----------

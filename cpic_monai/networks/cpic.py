@@ -18,6 +18,7 @@ from cpic_monai.networks.heads import QuantileHead
 from cpic_monai.networks.patch_source import DenseSource, LazyScan, LazySource, PatchSource
 from cpic_monai.tensor_train import TensorTrain
 
+CPU_PATCHES = 1024
 INDEX_SETS = ("cohort", "scan", "every_voxel")
 
 
@@ -234,12 +235,15 @@ class CPICNet(nn.Module):
 
     def _encode_batched(self, flat: Tensor) -> Tensor:
         """The encoder over many patches; in pieces, recomputed in the backward pass, where a bound is set."""
-        if self.index_batch_bytes is None or not torch.is_grad_enabled():
-            return torch.cat([self.encoder(part) for part in flat.split(8192)])
-        size = max(1, self.index_batch_bytes // self._bytes_per_patch())
-        if size >= len(flat):
+        size = len(flat)
+        if self.index_batch_bytes is not None and torch.is_grad_enabled():
+            size = max(1, self.index_batch_bytes // self._bytes_per_patch())
+        if size < len(flat):
+            return torch.cat([checkpoint(self.encoder, part, use_reentrant=False) for part in flat.split(size)])
+        if flat.device.type != "cpu":
             return self.encoder(flat)
-        return torch.cat([checkpoint(self.encoder, part, use_reentrant=False) for part in flat.split(size)])
+        # On a CPU the activations of this many cubes stay in its cache: twice as fast as all at once.
+        return torch.cat([self.encoder(part) for part in flat.split(CPU_PATCHES)])
 
     def _bytes_per_patch(self) -> int:
         """Activations that one patch leaves behind for the backward pass (inputs of all layers)."""

@@ -78,7 +78,8 @@ class LeaveOneOutRidge(nn.Module):
         others = weights - torch.einsum("rgm,gmo->rg", columns, residual)  # (R, S): column g leaves scan g out
         others = others * (scan_index[:, None] != torch.arange(gram.shape[0], device=gram.device))
         factor = self.log_scan.exp() / system.scale
-        dual = factor * gram.new_zeros(gram.shape[0], system.phi.shape[1]).index_add(0, scan_index, weights * system.phi)
+        blank = gram.new_zeros(gram.shape[0], system.phi.shape[1])
+        dual = factor * blank.index_add(0, scan_index, weights * system.phi)
         reach = system.centred[:, scan_index]  # (S, R)
         left_out = factor * torch.einsum("gr,rg,rf->gf", reach, others, system.phi)
         return dual, left_out

@@ -1,0 +1,174 @@
+"""Scans without outcomes: a folder or a list of them, to predict on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cpic_monai.cohorts.cohort import Cohort, LeftOut
+from cpic_monai.cohorts.prepare import ItemEncoder
+
+__all__ = ["ScanCohort", "find_scans"]
+
+SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+
+
+def find_scans(source: str | Path | Sequence[str | Path]) -> dict[str, Path]:
+    """Scans by name: single files (NIfTI, NRRD, MetaImage) and folders of DICOM files.
+
+    Parameters
+    ----------
+    source
+        A folder, searched to any depth; one scan; or a list of scans.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a path does not exist, or a folder holds no scan.
+    ValueError
+        If two scans have one name.
+    """
+    paths = [Path(p).expanduser().resolve() for p in ([source] if isinstance(source, str | Path) else source)]
+    missing = [str(p) for p in paths if not p.exists()]
+    if missing:
+        raise FileNotFoundError(f"scans not found: {', '.join(missing[:5])}; check `dataset_dir` or `scans`")
+    found: list[Path] = []
+    for path in paths:
+        if path.is_file():
+            found.append(path)
+            continue
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        found += [p for p in files if p.name.lower().endswith(SUFFIXES)]
+        found += sorted({p.parent for p in files if p.suffix.lower() == ".dcm"})
+    if not found:
+        raise FileNotFoundError(
+            f"{', '.join(map(str, paths))}: no scan found; expected {', '.join(SUFFIXES)} or folders of .dcm files"
+        )
+    named: dict[str, Path] = {}
+    for path in found:
+        name = path.name if path.is_dir() else path.name[: -len(next(s for s in _by_length() if _ends(path, s)))]
+        if name in named and named[name] != path:
+            raise ValueError(f"two scans are named {name!r}: {named[name]} and {path}; rename one")
+        named[name] = path
+    return named
+
+
+class ScanCohort(Cohort):
+    """Scans to predict on, with whatever is known of them.
+
+    Parameters
+    ----------
+    scans
+        See :func:`find_scans`.
+    encoder
+        Of the training cohort, from the checkpoint: it says which tabular columns there are and how the target is
+        normalised.
+    values
+        A CSV with tabular values, one row a subject or several (the first by ``visit_column`` counts), or None.
+    subject_column
+        Column of ``values`` that names the scans.
+    visit_column
+        Tabular column that is the time of the visit, e.g. ``Weeks``; None if the cohort has no visits.
+    visits
+        Times to predict at, counted from the first visit; a row each.
+    target_column
+        Column of ``values`` with the first value of the target, where the target is relative to it (FVC in mL). Where
+        it is unknown the prediction is a fraction of the first value.
+    target_name, unit
+        Of the predictions.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If scans or columns are missing.
+    """
+
+    def __init__(
+        self,
+        scans: str | Path | Sequence[str | Path],
+        encoder: ItemEncoder,
+        values: str | Path | None = None,
+        subject_column: str = "subject",
+        visit_column: str | None = None,
+        visits: Sequence[float] = (0.0,),
+        target_column: str | None = None,
+        target_name: str = "target",
+        unit: str = "",
+    ) -> None:
+        named = find_scans(scans)
+        table = _read_values(values, subject_column) if values is not None else {}
+        times = [float(t) for t in visits] if visit_column else [float("nan")]
+        columns = tuple(encoder.tabular.columns)
+        relative = encoder.target.mode == "relative_to_first"
+        left_out: list[LeftOut] = []
+        notes: list[str] = []
+        items = []
+        for name, path in named.items():
+            rows = table.get(name)
+            if rows is None and table:
+                notes.append(f"{name}: not in {Path(str(values)).name}; tabular values are taken as missing")
+            first = _first(rows, visit_column)
+            baseline = float(first.get(target_column or "", np.nan))
+            if relative and not baseline > 0:
+                notes.append(f"{name}: first value of {target_name} unknown; predictions are fractions of it")
+                baseline = 1.0
+            items.append(
+                {
+                    "subject": name,
+                    "group": name,
+                    "image": str(path),
+                    "strata": {},
+                    "covariates": {c.name: _column(c.name, first, visit_column, times) for c in columns},
+                    "target": np.full(len(times), np.nan),
+                    "baseline": baseline,
+                    "visit": np.asarray(times),
+                }
+            )
+        super().__init__(
+            items=items,
+            columns=columns,
+            target_name=target_name,
+            unit=unit,
+            visit_name=visit_column.lower().removesuffix("s") if visit_column else None,
+            scaler=encoder.target,
+            left_out=left_out,
+            notes=notes,
+            name="scans",
+        )
+
+
+def _read_values(path: str | Path, subject_column: str) -> dict[str, pd.DataFrame]:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: `values_csv` should be a table with the column {subject_column!r}")
+    frame = pd.read_csv(path, dtype={subject_column: str})
+    if subject_column not in frame.columns:
+        raise ValueError(f"{path}: no column {subject_column!r} to find scans by; found {list(frame.columns)}")
+    return {str(name): rows for name, rows in frame.groupby(subject_column)}
+
+
+def _first(rows: pd.DataFrame | None, visit_column: str | None) -> Mapping[str, Any]:
+    if rows is None:
+        return {}
+    if visit_column in rows.columns:
+        rows = rows.sort_values(visit_column, kind="stable")
+    return rows.iloc[0].to_dict()
+
+
+def _column(name: str, first: Mapping[str, Any], visit_column: str | None, times: Sequence[float]) -> list[Any]:
+    if name == visit_column:
+        return list(times)
+    return [first.get(name, np.nan)] * len(times)
+
+
+def _by_length() -> list[str]:
+    """Suffixes, ``.nii.gz`` before ``.nii``; a single DICOM file counts by its own."""
+    return sorted((*SUFFIXES, ".dcm", ""), key=len, reverse=True)
+
+
+def _ends(path: Path, suffix: str) -> bool:
+    return path.name.lower().endswith(suffix)
