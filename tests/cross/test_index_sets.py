@@ -21,7 +21,7 @@ def test_sizes_by_hand() -> None:
     assert left_sizes(grid, 3) == (2, 3, 3)
     assert right_sizes(grid, 3, 1) == (3, 3, 2)
     # With 4 channels, 8, 4 and 2 suffixes are there; half of them do: 4 (at most 3), 2, 1.
-    assert right_sizes(grid, 3, 4) == (2, 2, 1)
+    assert right_sizes(grid, 3, 4) == (3, 2, 1)
 
 
 @pytest.mark.parametrize("channels", [1, 4])

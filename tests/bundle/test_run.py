@@ -1,0 +1,106 @@
+"""The bundle's runs on a small phantom: train, evaluate, infer, resume."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests.bundle.conftest import SMALL, run_config
+
+MODEL = {key: SMALL[key] for key in ("spatial_shape", "rank", "channels")}
+SPLIT = {key: SMALL[key] for key in ("folds", "batch_size", "head", "tabular_columns")}
+
+
+def test_training_leaves_checkpoint_metrics_report_and_tracking(trained, phantom):
+    metrics = json.loads((trained / "eval" / "metrics.json").read_text())
+    assert list(metrics) == ["train", "validation", "test"]
+    for entry in metrics.values():
+        assert {"mlll", "rmse", "mae", "r2", "pinball", "coverage", "n"} <= set(entry)
+        assert set(entry["baselines"]) == {"constant", "tabular"}
+        assert all(np.isfinite(entry[name]) for name in ("mlll", "rmse", "mae", "pinball"))
+    predictions = pd.read_csv(trained / "eval" / "predictions.csv")
+    assert list(predictions.columns[:8]) == ["split", "subject", "week", "q0.2", "q0.5", "q0.8", "truth", "offset"]
+    truth = pd.read_csv(phantom / "train.csv")
+    assert len(predictions) == len(truth.drop_duplicates(["Patient", "Weeks"]))
+    assert set(predictions["subject"]) == set(truth["Patient"])
+    assert (predictions["q0.2"] <= predictions["q0.5"]).all()
+    assert (predictions["q0.5"] <= predictions["q0.8"]).all()
+    page = (trained / "eval" / "report.html").read_text()
+    assert "FVC" in page
+    assert "<img" in page or "<svg" in page
+    client = mlflow.MlflowClient(f"sqlite:///{trained / 'mlruns.db'}")
+    experiment = client.get_experiment_by_name("cpic")
+    (found,) = client.search_runs(experiment.experiment_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["test_mlll"] == pytest.approx(metrics["test"]["mlll"])
+    assert found.data.params["rank"] == str(SMALL["rank"])
+    assert any(f.path == "eval/report.html" for f in client.list_artifacts(found.info.run_id, "eval"))
+
+
+def test_checkpoint_holds_tensors_and_plain_containers(trained):
+    checkpoint = torch.load(trained / "models" / "model.pt", weights_only=True)
+    assert set(checkpoint) == {"model", "encoder"}
+    assert any(key.startswith("basis.core_0_") for key in checkpoint["model"])
+
+
+def test_evaluating_repeats_the_numbers(bundle_folder, trained, phantom, tmp_path):
+    """From the checkpoint alone, with the data elsewhere, training's own evaluation comes out again."""
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(phantom, elsewhere)
+    overrides = {**MODEL, **SPLIT, "dataset_dir": str(elsewhere), "eval_dir": str(tmp_path / "eval")}
+    run_config("evaluating", "evaluate", ckpt_path=str(trained / "models" / "model.pt"), **overrides)
+    again = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    first = json.loads((trained / "eval" / "metrics.json").read_text())
+    for split, entry in first.items():
+        for name in ("mlll", "rmse", "coverage", "n"):
+            assert again[split][name] == pytest.approx(entry[name], rel=1e-6), (split, name)
+
+
+def test_inference_on_a_cohort_and_on_bare_scans(bundle_folder, trained, phantom, tmp_path):
+    checkpoint = str(trained / "models" / "model.pt")
+    run_config("run", "inference", ckpt_path=checkpoint, dataset_dir=str(phantom), output_dir=str(tmp_path / "a"), **MODEL)
+    table = pd.read_csv(tmp_path / "a" / "predictions" / "predictions.csv")
+    assert len(table) == 16 * 5
+    assert table["truth"].isna().all()
+    records = json.loads((tmp_path / "a" / "predictions" / "predictions.json").read_text())
+    assert len(records) == len(table)
+    assert records[0]["q0.5"] == pytest.approx(table["q0.5"][0], rel=1e-6)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    name = sorted((phantom / "train").iterdir())[0].name
+    shutil.copytree(phantom / "train" / name, bare / name)
+    run_config("run", "inference", ckpt_path=checkpoint, dataset_dir=str(bare), output_dir=str(tmp_path / "b"), **MODEL)
+    fraction = pd.read_csv(tmp_path / "b" / "predictions" / "predictions.csv")
+    known = table[table["subject"] == name]
+    np.testing.assert_allclose(fraction["q0.5"].to_numpy(), (known["q0.5"] / known["offset"]).to_numpy(), rtol=1e-5)
+
+
+def test_resume_is_bit_for_bit(bundle_folder, phantom, tmp_path):
+    """Two epochs in one run, and one epoch resumed for a second, give the same weights, optimizer and ridge."""
+    common = {**SMALL, "dataset_dir": str(phantom)}
+    run_config("training", "train", **{**common, "max_epochs": 2, "output_dir": str(tmp_path / "whole")})
+    run_config("training", "train", **{**common, "max_epochs": 1, "output_dir": str(tmp_path / "parts")})
+    run_config("training", "train", **{**common, "max_epochs": 2, "output_dir": str(tmp_path / "parts"), "resume": True})
+    whole, parts = (torch.load(tmp_path / n / "models" / "last.pt", weights_only=True) for n in ("whole", "parts"))
+    assert whole["epoch"] == parts["epoch"] == 2
+    for key, value in whole["model"].items():
+        assert torch.equal(value, parts["model"][key]), key
+    for a, b in zip(whole["optimizer"]["state"].values(), parts["optimizer"]["state"].values(), strict=True):
+        assert torch.equal(a["exp_avg"], b["exp_avg"])
+    for key, value in whole["ridge"].items():
+        assert torch.equal(value, parts["ridge"][key]), key
+
+
+def test_paper_recipe_trains(bundle_folder, phantom, tmp_path):
+    overrides = {**SMALL, "dataset_dir": str(phantom), "output_dir": str(tmp_path)}
+    run_config("training", ["train", "paper"], **overrides)
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert np.isfinite(metrics["test"]["mlll"])
+    checkpoint = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert checkpoint["model"]["indices._extra_state"], "index sets by subject belong to the checkpoint"

@@ -1,0 +1,119 @@
+"""Leave-one-scan-out ridge against brute-force refits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from cpic_monai.networks import LeaveOneOutRidge
+from cpic_monai.networks.leave_one_out import group_rows
+
+PENALTY, COMMON, SCAN = 0.4, 3.0, 1.5
+SCANS = torch.tensor([2, 0, 0, 1, 3, 3, 3, 4, 1, 5])  # visits in any order, one to three a scan
+
+
+def problem(features: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn((6, 9), generator=generator, dtype=torch.float64) + 2.0
+    tabular = torch.randn((len(SCANS), features), generator=generator, dtype=torch.float64)
+    target = torch.randn((len(SCANS), 1), generator=generator, dtype=torch.float64)
+    return root @ root.T, tabular, SCANS, target
+
+
+def brute_force(gram: Tensor, tabular: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions, dual weights and left-out coefficients, by one refit a scan."""
+    n = len(gram)
+    centring = torch.eye(n).double() - 1 / n
+    centred = centring @ gram @ centring
+    scale = centred.trace() / n
+    phi = torch.cat([torch.ones(len(tabular), 1).double(), tabular], dim=1)
+    kernel = torch.zeros(len(phi), len(phi)).double()
+    for a in range(len(phi)):
+        for b in range(len(phi)):
+            scans = centred[SCANS[a], SCANS[b]] / scale
+            kernel[a, b] = phi[a] @ phi[b] * (COMMON + SCAN * scans)
+
+    def weights(rows: Tensor) -> Tensor:
+        block = kernel[rows][:, rows] + PENALTY * torch.eye(len(rows)).double()
+        return torch.linalg.solve(block, target[rows])[:, 0]
+
+    prediction, left_out = torch.zeros_like(target), torch.zeros(n, phi.shape[1]).double()
+    for g in range(n):
+        others, own = (SCANS != g).nonzero()[:, 0], (SCANS == g).nonzero()[:, 0]
+        w = weights(others)
+        prediction[own, 0] = kernel[own][:, others] @ w
+        for r, value in zip(others, w, strict=True):
+            left_out[g] += SCAN / scale * centred[g, SCANS[r]] * value * phi[r]
+    dual = torch.zeros(n, phi.shape[1]).double()
+    for r, value in enumerate(weights(torch.arange(len(phi)))):
+        dual[SCANS[r]] += SCAN / scale * value * phi[r]
+    return prediction, dual, left_out
+
+
+@pytest.mark.parametrize("features", [0, 1, 2])
+def test_predictions_are_those_of_refits(features: int) -> None:
+    gram, tabular, scans, target = problem(features)
+    found = LeaveOneOutRidge(PENALTY, COMMON, SCAN)(gram, tabular, scans, target)
+    torch.testing.assert_close(found, brute_force(gram, tabular, target)[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("features", [0, 2])
+def test_scan_effects_are_those_of_refits(features: int) -> None:
+    gram, tabular, scans, target = problem(features)
+    dual, left_out = LeaveOneOutRidge(PENALTY, COMMON, SCAN).scan_effects(gram, tabular, scans, target)
+    _, expected_dual, expected_left_out = brute_force(gram, tabular, target)
+    torch.testing.assert_close(dual, expected_dual, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(left_out, expected_left_out, rtol=1e-9, atol=1e-9)
+
+
+def test_a_scan_never_sees_its_own_targets() -> None:
+    gram, tabular, scans, target = problem()
+    ridge = LeaveOneOutRidge(PENALTY, COMMON, SCAN)
+    before = ridge(gram, tabular, scans, target)
+    own = scans == 3
+    changed = torch.where(own[:, None], target + 100.0, target)
+    after = ridge(gram, tabular, scans, changed)
+    torch.testing.assert_close(after[own], before[own], rtol=1e-9, atol=1e-9)
+    assert float((after[~own] - before[~own]).abs().min()) > 1e-3
+    left_out = ridge.scan_effects(gram, tabular, scans, changed)[1]
+    torch.testing.assert_close(left_out[3], ridge.scan_effects(gram, tabular, scans, target)[1][3])
+
+
+def test_scale_of_the_kernel_and_offset_of_the_scans_do_not_matter() -> None:
+    gram, tabular, scans, target = problem()
+    ridge = LeaveOneOutRidge()
+    expected = ridge(gram, tabular, scans, target)
+    torch.testing.assert_close(ridge(1e4 * gram, tabular, scans, target), expected, rtol=1e-9, atol=1e-9)
+    shift = torch.randn(6, dtype=torch.float64)
+    moved = gram + shift[:, None] + shift[None, :] + 7.0
+    torch.testing.assert_close(ridge(moved, tabular, scans, target), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_gradients() -> None:
+    gram, tabular, scans, target = problem(1)
+    ridge = LeaveOneOutRidge(PENALTY, COMMON, SCAN)
+    assert torch.autograd.gradcheck(lambda g: ridge(g, tabular, scans, target), gram.requires_grad_())
+    ridge(gram, tabular, scans, target).square().sum().backward()
+    assert all(p.grad is not None and math.isfinite(p.grad) and p.grad != 0 for p in ridge.parameters())
+
+
+def test_equal_scans_stay_finite() -> None:
+    _, tabular, scans, target = problem()
+    gram = torch.ones(6, 6, dtype=torch.float64, requires_grad=True)
+    out = LeaveOneOutRidge()(gram, tabular, scans, target)
+    (grad,) = torch.autograd.grad(out.sum(), gram)
+    assert torch.isfinite(out).all()
+    assert torch.isfinite(grad).all()
+
+
+def test_too_few_scans_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 3 scans a batch, found 2"):
+        LeaveOneOutRidge()(torch.eye(2), torch.zeros(2, 1), torch.tensor([0, 1]), torch.zeros(2, 1))
+
+
+def test_group_rows_by_hand() -> None:
+    members, real = group_rows(torch.tensor([1, 0, 1, 1]), 3)
+    assert [m[r].tolist() for m, r in zip(members, real, strict=True)] == [[1], [0, 2, 3], []]
