@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 class SelectIndexSets:
     """Choose new cross indices with the encoder as it is.
 
+    Cohort sets may differ between learning and predicting: one draw an epoch to learn on (a new draw is augmentation,
+    too), and several to predict with, over which the choice's noise averages out. List one handler for each, the one
+    with ``when="end"`` before the handler that fits basis and head.
+
     Parameters
     ----------
     network
@@ -38,6 +42,8 @@ class SelectIndexSets:
         Relative residual below which a pivot is not used.
     until
         Last epoch that may select. Later epochs keep the sets, so that the basis and head settle.
+    when
+        ``start`` or ``end`` of an epoch.
     """
 
     def __init__(
@@ -50,15 +56,19 @@ class SelectIndexSets:
         seed: int = 0,
         tol: float = 1e-4,
         until: int | None = None,
+        when: str = "start",
     ) -> None:
+        if when not in ("start", "end"):
+            raise ValueError(f"`when` must be 'start' or 'end' of an epoch, found {when!r}")
         if every < 1 or scans < 1:
             raise ValueError(f"`every` and `scans` must be at least 1, found {every} and {scans}")
         self.network, self.dataset, self.every, self.scans = network, dataset, every, scans
         self.draws, self.seed, self.tol, self.until = draws, seed, tol, until
+        self.event = Events.EPOCH_STARTED if when == "start" else Events.EPOCH_COMPLETED
 
     def attach(self, engine: Engine) -> None:
-        """Run at the start of an epoch, before the loader's workers take the indices along."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self)
+        """Run at the start of an epoch, before the loader's workers take the indices along, or at its end."""
+        engine.add_event_handler(self.event, self)
 
     def __call__(self, engine: Engine) -> None:
         """Select if this epoch does."""

@@ -129,9 +129,7 @@ class CanonicalBasis(nn.Module):
                 draw, mode = key.removeprefix(f"{prefix}core_").split("_")
                 found.setdefault(int(draw), {})[int(mode)] = value
         device = self.vectors.device
-        self._store(
-            [TensorTrain(tuple(found[d][k].to(device) for k in sorted(found[d]))) for d in sorted(found)]
-        )
+        self._store([TensorTrain(tuple(found[d][k].to(device) for k in sorted(found[d]))) for d in sorted(found)])
         for name in ("vectors", "centre"):
             if f"{prefix}{name}" in state_dict:
                 setattr(self, name, torch.zeros_like(state_dict[f"{prefix}{name}"], device=device))

@@ -143,9 +143,7 @@ class CPICNet(nn.Module):
             features = features[scan_index]
         return self.head(features.float(), tabular)
 
-    def decompose(
-        self, image: Tensor | Sequence[LazyScan], subjects: Sequence[str] | None = None
-    ) -> list[TensorTrain]:
+    def decompose(self, image: Tensor | Sequence[LazyScan], subjects: Sequence[str] | None = None) -> list[TensorTrain]:
         """Tensor trains of the scans' encodings, one a draw of index sets; accepts what :meth:`forward` does."""
         if isinstance(self.indices, ScanIndexSets):
             return self._sweep(self.source(image), self.indices, subjects)

@@ -90,9 +90,7 @@ class LazySource:
     def patches(self, voxels: Tensor) -> Tensor:
         """See :class:`PatchSource`."""
         each = voxels.cpu().expand(self.batch, -1, -1) if voxels.ndim == 2 else voxels.cpu()
-        return torch.stack(
-            [s.patches(v, self.patch_size, self.scales) for s, v in zip(self.scans, each, strict=True)]
-        )
+        return torch.stack([s.patches(v, self.patch_size, self.scales) for s, v in zip(self.scans, each, strict=True)])
 
     def foreground(self, count: int, generator: torch.Generator) -> Tensor:
         """See :class:`PatchSource`."""

@@ -27,9 +27,8 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory) -> Path:
-    return write_phantom_cohort(
-        tmp_path_factory.mktemp("cohort") / "phantom", subjects=16, shape=(16, 48, 48), seed=3, workers=1, progress=False
-    )
+    folder = tmp_path_factory.mktemp("cohort") / "phantom"
+    return write_phantom_cohort(folder, subjects=16, shape=(16, 48, 48), seed=3, workers=1, progress=False)
 
 
 @pytest.fixture

@@ -40,18 +40,18 @@ def test_osic_layout_of_real_ct_series(bundle_folder, tmp_path):
 @needs_data
 def test_ixi_through_the_table_overlay(bundle_folder, tmp_path):
     table = pd.read_csv(Path(str(DATA)) / "ixi_age" / "cohort.csv").head(20)
-    image = "image" if "image" in table else table.columns[table.map(lambda v: str(v).endswith((".nii", ".nii.gz"))).any()][0]
-    table[image] = [str((Path(str(DATA)) / "ixi_age" / p).resolve()) for p in table[image]]
+    table["image"] = [str((Path(str(DATA)) / "ixi_age" / p).resolve()) for p in table["image"]]
     table.to_csv(tmp_path / "cohort.csv", index=False)
-    tabular = ["sex"] if "sex" in table else []
     overrides = {**SMALL, "batch_size": 5, "folds": 4, "spatial_shape": [32, 32, 32]}
     run_config(
         "training",
         ["train", "table"],
         cohort_csv=str(tmp_path / "cohort.csv"),
-        image_column=image,
+        image_column="image",
         target_column="age_years",
-        tabular_columns=tabular,
+        tabular_columns=["sex"],
+        group_column="subject_id",
+        subject_column="subject_id",
         unit="years",
         output_dir=str(tmp_path / "out"),
         **overrides,

@@ -64,7 +64,8 @@ def test_evaluating_repeats_the_numbers(bundle_folder, trained, phantom, tmp_pat
 
 def test_inference_on_a_cohort_and_on_bare_scans(bundle_folder, trained, phantom, tmp_path):
     checkpoint = str(trained / "models" / "model.pt")
-    run_config("run", "inference", ckpt_path=checkpoint, dataset_dir=str(phantom), output_dir=str(tmp_path / "a"), **MODEL)
+    common = {**MODEL, "ckpt_path": checkpoint}
+    run_config("run", "inference", dataset_dir=str(phantom), output_dir=str(tmp_path / "a"), **common)
     table = pd.read_csv(tmp_path / "a" / "predictions" / "predictions.csv")
     assert len(table) == 16 * 5
     assert table["truth"].isna().all()
@@ -75,7 +76,7 @@ def test_inference_on_a_cohort_and_on_bare_scans(bundle_folder, trained, phantom
     bare.mkdir()
     name = sorted((phantom / "train").iterdir())[0].name
     shutil.copytree(phantom / "train" / name, bare / name)
-    run_config("run", "inference", ckpt_path=checkpoint, dataset_dir=str(bare), output_dir=str(tmp_path / "b"), **MODEL)
+    run_config("run", "inference", dataset_dir=str(bare), output_dir=str(tmp_path / "b"), **common)
     fraction = pd.read_csv(tmp_path / "b" / "predictions" / "predictions.csv")
     known = table[table["subject"] == name]
     np.testing.assert_allclose(fraction["q0.5"].to_numpy(), (known["q0.5"] / known["offset"]).to_numpy(), rtol=1e-5)
@@ -84,9 +85,9 @@ def test_inference_on_a_cohort_and_on_bare_scans(bundle_folder, trained, phantom
 def test_resume_is_bit_for_bit(bundle_folder, phantom, tmp_path):
     """Two epochs in one run, and one epoch resumed for a second, give the same weights, optimizer and ridge."""
     common = {**SMALL, "dataset_dir": str(phantom)}
-    run_config("training", "train", **{**common, "max_epochs": 2, "output_dir": str(tmp_path / "whole")})
-    run_config("training", "train", **{**common, "max_epochs": 1, "output_dir": str(tmp_path / "parts")})
-    run_config("training", "train", **{**common, "max_epochs": 2, "output_dir": str(tmp_path / "parts"), "resume": True})
+    for name, epochs, resume in (("whole", 2, False), ("parts", 1, False), ("parts", 2, True)):
+        run = {"max_epochs": epochs, "output_dir": str(tmp_path / name), "resume": resume}
+        run_config("training", "train", **{**common, **run})
     whole, parts = (torch.load(tmp_path / n / "models" / "last.pt", weights_only=True) for n in ("whole", "parts"))
     assert whole["epoch"] == parts["epoch"] == 2
     for key, value in whole["model"].items():

@@ -35,7 +35,10 @@ def test_gradcheck_with_frozen_pivots(unfolding: str, true_rank: int, rank: int,
     plan, values = plan_and_values(IndexGrid((4, 2, 2), unfolding), true_rank, rank, groups)
     dead = any(not bool(alive.all()) for alive in plan.alive)
     assert dead == (true_rank < rank)
-    assert torch.autograd.gradcheck(lambda v: interpolate_plan(v, plan).full(), values.requires_grad_())
+    quick = unfolding != "interleaved"  # one random direction instead of every entry
+    assert torch.autograd.gradcheck(
+        lambda v: interpolate_plan(v, plan).full(), values.requires_grad_(), fast_mode=quick
+    )
 
 
 def test_a_dead_pivot_has_no_part_in_value_or_gradient() -> None:

@@ -19,7 +19,7 @@ def test_patches_give_what_a_dense_convolution_gives() -> None:
     patches = DenseSource(image, encoder.patch_size).patches(voxels)
     values = encoder(patches.flatten(0, 1)).reshape(2, 5, 6, 4, 3)
     torch.testing.assert_close(values, dense.permute(0, 2, 3, 4, 1), rtol=1e-4, atol=1e-6)
-    assert 0 < float(values.min()) < float(values.max()) < 1
+    assert 0 < values.min().item() < values.max().item() < 1
 
 
 def test_dense_source_reads_shared_and_own_voxels_alike() -> None:

@@ -95,7 +95,8 @@ def test_scale_of_the_kernel_and_offset_of_the_scans_do_not_matter() -> None:
 def test_gradients() -> None:
     gram, tabular, scans, target = problem(1)
     ridge = LeaveOneOutRidge(PENALTY, COMMON, SCAN)
-    assert torch.autograd.gradcheck(lambda g: ridge(g, tabular, scans, target), gram.requires_grad_())
+    root = torch.linalg.cholesky(gram).requires_grad_()  # a Gram matrix stays symmetric
+    assert torch.autograd.gradcheck(lambda r: ridge(r @ r.T, tabular, scans, target), root)
     ridge(gram, tabular, scans, target).square().sum().backward()
     assert all(p.grad is not None and math.isfinite(p.grad) and p.grad != 0 for p in ridge.parameters())
 
