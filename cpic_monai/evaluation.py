@@ -32,6 +32,7 @@ from cpic_monai.report import (
 from cpic_monai.report.atomic import write_text_atomically
 
 logger = logging.getLogger(__name__)
+LISTED = 8
 
 
 class Evaluation:
@@ -117,7 +118,7 @@ class Evaluation:
             self.output_dir,
             frame,
             metrics=metrics,
-            cohort=self.cohort,
+            cohort=_facts(self.cohort),
             target_name=self.target_name,
             unit=self.unit,
             visit_name=self.visit_name,
@@ -215,6 +216,25 @@ class TabularBaseline:
                 pred = blind.predict(torch.zeros(len(batch["subject"]), rank), batch["tabular"], batch["scan_index"])
                 frames[name] = _rows(batch, ToUnits()({**batch, "pred": pred}), name, self.quantiles)
         return frames
+
+
+def _facts(cohort: Mapping[str, Any]) -> dict[str, Any]:
+    """A cohort's description as a reader wants it: what was left out and altered in words, nothing where nothing was."""
+    facts = {key: value for key, value in cohort.items() if key not in ("left_out", "notes", "tabular")}
+    left_out = [f"{entry['subject']} ({entry['reason']})" for entry in cohort.get("left_out", ())]
+    for name, entries in (("left out", left_out), ("notes", list(cohort.get("notes", ())))):
+        if entries:
+            more = f" and {len(entries) - LISTED} more" if len(entries) > LISTED else ""
+            facts[name] = "; ".join(entries[:LISTED]) + more
+    for column, summary in cohort.get("tabular", {}).items():
+        facts[f"column {column}"] = ", ".join(f"{key} {_short(value)}" for key, value in summary.items())
+    return facts
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {count}" for name, count in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _without_image(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

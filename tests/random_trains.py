@@ -36,7 +36,8 @@ def change_gauge(train: TensorTrain, seed: int = 0) -> TensorTrain:
     cores = list(train.cores)
     for k in range(len(cores) - 1):
         r = cores[k].shape[3]
-        gauge = torch.eye(r, dtype=torch.float64) * 2 + 0.5 * torch.rand((r, r), generator=generator, dtype=torch.float64)
+        noise = torch.rand((r, r), generator=generator, dtype=torch.float64)
+        gauge = 2 * torch.eye(r, dtype=torch.float64) + 0.5 * noise
         cores[k] = torch.einsum("brns,st->brnt", cores[k], gauge)
         cores[k + 1] = torch.einsum("st,btnu->bsnu", torch.linalg.inv(gauge), cores[k + 1])
     return TensorTrain(tuple(cores))

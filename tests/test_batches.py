@@ -54,6 +54,7 @@ def test_prepared_batch_is_a_call_of_the_network(with_label: bool) -> None:
     patches = network.source(images(2)).patches(network.voxels())
     batch = collate_visits([item("a", 2, image=patches[0]), item("b", 1, image=patches[1])])
     image, label, args, kwargs = PrepareVisits(with_label)(batch, "cpu")
+    assert label is not None
     assert torch.equal(label, batch["label"])
     assert args == ()
     assert ("label" in kwargs) == with_label
@@ -73,7 +74,7 @@ def test_prepare_moves_tensors_and_leaves_scans() -> None:
 
 
 def test_back_to_units_by_hand() -> None:
-    data = {
+    data: dict[str, Any] = {
         "pred": torch.tensor([[-1.0, 0.0, 1.0], [0.5, 0.5, 2.0]]), "label": torch.tensor([[0.25], [1.0]]),
         "scale": torch.tensor([[100.0], [10.0]]), "offset": torch.tensor([[2000.0], [5.0]]), "subject": ["a"],
     }  # fmt: skip

@@ -42,7 +42,8 @@ def suffix_sets(
         # Rank of each candidate: the first seed that has this suffix, else a random place behind all seeds.
         match = candidates[:, :, None] == wanted[:, None, :]
         first = torch.where(match.any(-1), match.to(torch.int64).argmax(-1), seeds.shape[1]).to(torch.float64)
-        first = first + torch.rand(candidates.shape, generator=generator, dtype=torch.float64) * 0.5
+        # One draw for all scans, so that a scan's sets do not depend on who else is in the batch.
+        first = first + torch.rand((1, candidates.shape[1]), generator=generator, dtype=torch.float64) * 0.5
         right = candidates.gather(1, first.argsort(1)[:, : sizes[k - 1]])
         out.append(right)
     return tuple(reversed(out))

@@ -76,6 +76,8 @@ class LastCheckpoint:
     def __init__(
         self, path: str | Path, objects: Mapping[str, Any], evaluator: Engine | None = None, resume: bool = False
     ) -> None:
+        if not isinstance(resume, bool):
+            raise TypeError(f"`resume` must be a boolean, found {resume!r}; on the command line write --resume True")
         self.path, self.objects, self.evaluator, self.resume = Path(path), dict(objects), evaluator, resume
 
     def attach(self, engine: Engine) -> None:

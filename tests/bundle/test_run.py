@@ -6,6 +6,7 @@ import json
 import shutil
 
 import mlflow
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -105,3 +106,47 @@ def test_paper_recipe_trains(bundle_folder, phantom, tmp_path):
     assert np.isfinite(metrics["test"]["mlll"])
     checkpoint = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     assert checkpoint["model"]["indices._extra_state"], "index sets by subject belong to the checkpoint"
+
+
+def test_early_stopping_ends_a_run_that_gets_no_better(bundle_folder, phantom, tmp_path):
+    """With a learning rate of zero the second and third epoch cannot differ by more than the choice of voxels."""
+    overrides = {**SMALL, "max_epochs": 6, "patience": 1, "dataset_dir": str(phantom), "output_dir": str(tmp_path)}
+    run_config("training", "train", **overrides)
+    last = torch.load(tmp_path / "models" / "last.pt", weights_only=True)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlruns.db'}")
+    (found,) = client.search_runs(client.get_experiment_by_name("cpic").experiment_id)
+    scores = [m.value for m in client.get_metric_history(found.info.run_id, "mlll")]
+    worse = [i for i in range(1, len(scores)) if scores[i] <= max(scores[:i])]
+    expected = worse[0] + 1 if worse else 6
+    assert last["epoch"] == len(scores) == expected
+
+
+def test_brats_overlay_reads_four_sequences(bundle_folder, tmp_path):
+    generator = np.random.default_rng(0)
+    rows = []
+    for i in range(12):
+        name = f"BraTS20_Training_{i:03d}"
+        (tmp_path / "brats" / name).mkdir(parents=True)
+        for sequence in ("t1", "t1ce", "t2", "flair"):
+            image = generator.normal(100, 10, (20, 20, 16)).astype(np.float32)
+            image[6:14, 6:14, 4:12] += 20 * i
+            nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), tmp_path / "brats" / name / f"{name}_{sequence}.nii.gz")
+        rows.append((name, 50.0 + i, "ALIVE (361 days later)" if i == 11 else 200 + 60 * i, "GTR"))
+    columns = ["Brats20ID", "Age", "Survival_days", "Extent_of_Resection"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "brats" / "survival_info.csv", index=False)
+    small = {key: SMALL[key] for key in ("rank", "channels", "passes", "max_epochs", "head", "folds")}
+    run_config(
+        "training",
+        ["train", "brats"],
+        dataset_dir=str(tmp_path / "brats"),
+        output_dir=str(tmp_path / "out"),
+        sequences=["t1", "t1ce", "t2", "flair"],
+        spatial_shape=[16, 16, 16],
+        batch_size=5,
+        **small,
+    )
+    metrics = json.loads((tmp_path / "out" / "eval" / "metrics.json").read_text())
+    assert sum(entry["n"] for entry in metrics.values()) == 11, "the patient alive is left out"
+    assert "ALIVE" in (tmp_path / "out" / "eval" / "report.html").read_text(), "and reported"
+    first = torch.load(tmp_path / "out" / "models" / "model.pt", weights_only=True)["model"]["encoder.layers.0.weight"]
+    assert first.shape[1] == 4

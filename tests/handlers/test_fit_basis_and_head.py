@@ -19,6 +19,7 @@ SCHEDULE = {"steps": 150, "learning_rate": 1e-2, "ridge_steps": 10}
 
 def r2(network: CPICNet) -> float:
     image, label, args, kwargs = PrepareVisits()(planted_batch(network, 20, seed=50))
+    assert label is not None
     with torch.no_grad():
         median = network(image, *args, **kwargs)[:, 1:2]
     return 1 - float((median - label).square().sum() / (label - label.mean()).square().sum())
@@ -46,8 +47,8 @@ def test_equal_seeds_give_equal_heads() -> None:
     for state in (5, 6):
         torch.manual_seed(state)
         network.basis.clear()
-        fit = FitBasisAndHead(network, loader, PinballLoss(), {"steps": 3, "ridge_steps": 2}, LeaveOneOutRidge(), seed=3)
-        fit()
+        schedule = {"steps": 3, "ridge_steps": 2}
+        FitBasisAndHead(network, loader, PinballLoss(), schedule, LeaveOneOutRidge(), seed=3)()
         weights.append(torch.nn.utils.parameters_to_vector(network.head.parameters()).detach().clone())
         assert torch.initial_seed() == state, "the run's own random numbers go on as they were"
     assert torch.equal(*weights)

@@ -42,7 +42,7 @@ def brute_force(gram: Tensor, tabular: Tensor, target: Tensor) -> tuple[Tensor, 
 
     prediction, left_out = torch.zeros_like(target), torch.zeros(n, phi.shape[1]).double()
     for g in range(n):
-        others, own = (SCANS != g).nonzero()[:, 0], (SCANS == g).nonzero()[:, 0]
+        others, own = (g != SCANS).nonzero()[:, 0], (g == SCANS).nonzero()[:, 0]
         w = weights(others)
         prediction[own, 0] = kernel[own][:, others] @ w
         for r, value in zip(others, w, strict=True):

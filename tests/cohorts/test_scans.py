@@ -1,0 +1,82 @@
+"""Scans without outcomes: found by name, with what a table says of them."""
+
+from __future__ import annotations
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+
+from cpic_monai.cohorts import Column, ItemEncoder, ScanCohort, TabularEncoder, TargetScaler, find_scans
+
+
+def _encoder(mode: str = "relative_to_first") -> ItemEncoder:
+    encoder = ItemEncoder()
+    items = [{"covariates": {"Weeks": [0.0, 52.0], "Age": [50.0, 70.0]}, "target": np.array([1.0, 3.0])}]
+    encoder.tabular = TabularEncoder((Column("Weeks", "scaled", 52.0), Column("Age"))).fit(items)
+    encoder.target = TargetScaler(mode, 0.1).fit(items)
+    return encoder
+
+
+def _save(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)), path)
+
+
+def test_files_and_dicom_folders_are_found_by_name(tmp_path):
+    _save(tmp_path / "a.nii.gz")
+    _save(tmp_path / "deep" / "b.v2.nii")
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("no scan")
+    found = find_scans(tmp_path)
+    assert set(found) == {"a", "b.v2", "series"}
+    assert found["series"] == (tmp_path / "series").resolve()
+    assert set(find_scans([tmp_path / "a.nii.gz", tmp_path / "series"])) == {"a", "series"}
+
+
+def test_two_scans_of_one_name_are_refused(tmp_path):
+    _save(tmp_path / "a.nii.gz")
+    _save(tmp_path / "deep" / "a.nii.gz")
+    with pytest.raises(ValueError, match="two scans are named 'a'"):
+        find_scans(tmp_path)
+
+
+def test_an_empty_folder_or_a_wrong_path_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no scan found"):
+        find_scans(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.nii"):
+        find_scans([tmp_path / "nowhere.nii"])
+
+
+def test_values_come_from_the_first_visit_and_times_from_the_config(tmp_path):
+    _save(tmp_path / "p1.nii.gz")
+    _save(tmp_path / "p2.nii.gz")
+    rows = [("p1", 9, 2000.0, 71.0), ("p1", 3, 2500.0, 70.0)]
+    pd.DataFrame(rows, columns=["Patient", "Weeks", "FVC", "Age"]).to_csv(tmp_path / "v.csv", index=False)
+    cohort = ScanCohort(
+        [tmp_path / "p1.nii.gz", tmp_path / "p2.nii.gz"],
+        _encoder(),
+        tmp_path / "v.csv",
+        subject_column="Patient",
+        visit_column="Weeks",
+        visits=(0, 26),
+        target_column="FVC",
+        target_name="FVC",
+        unit="mL",
+    )
+    first, second = _encoder().apply(cohort.items)
+    np.testing.assert_allclose(first["tabular"].numpy(), [[0.0, 1.0], [0.5, 1.0]], atol=1e-6)
+    assert first["offset"].unique().tolist() == [2500.0]
+    assert first["label"].isnan().all()
+    # Not in the table: the mean age, and fractions of an unknown first FVC.
+    np.testing.assert_allclose(second["tabular"].numpy()[:, 1], 0.0, atol=1e-6)
+    assert second["offset"].unique().tolist() == [1.0]
+    assert any("p2" in note for note in cohort.notes)
+
+
+def test_a_table_without_the_subject_column_is_refused(tmp_path):
+    _save(tmp_path / "p1.nii.gz")
+    pd.DataFrame({"id": ["p1"]}).to_csv(tmp_path / "v.csv", index=False)
+    with pytest.raises(ValueError, match="no column 'subject'"):
+        ScanCohort(tmp_path / "p1.nii.gz", _encoder("constant"), tmp_path / "v.csv")
