@@ -219,7 +219,7 @@ class TabularBaseline:
 
 
 def _facts(cohort: Mapping[str, Any]) -> dict[str, Any]:
-    """A cohort's description as a reader wants it: what was left out and altered in words, nothing where nothing was."""
+    """A cohort's description as a reader wants it: what was left out and altered in words, if anything was."""
     facts = {key: value for key, value in cohort.items() if key not in ("left_out", "notes", "tabular")}
     left_out = [f"{entry['subject']} ({entry['reason']})" for entry in cohort.get("left_out", ())]
     for name, entries in (("left out", left_out), ("notes", list(cohort.get("notes", ())))):

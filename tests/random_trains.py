@@ -12,9 +12,7 @@ from cpic_monai.grid import IndexGrid
 from cpic_monai.tensor_train import TensorTrain
 
 
-def random_train(
-    sizes: Sequence[int], rank: int, channels: int = 1, batch: int = 1, seed: int = 0
-) -> TensorTrain:
+def random_train(sizes: Sequence[int], rank: int, channels: int = 1, batch: int = 1, seed: int = 0) -> TensorTrain:
     """Float64 cores of independent normal entries; bonds are ``rank`` where prefixes and suffixes allow it."""
     generator = torch.Generator().manual_seed(seed)
     bonds = [1]
@@ -43,9 +41,7 @@ def change_gauge(train: TensorTrain, seed: int = 0) -> TensorTrain:
     return TensorTrain(tuple(cores))
 
 
-def evaluator(
-    train: TensorTrain, grid: IndexGrid, seen: list[Tensor] | None = None
-) -> Callable[[Tensor], Tensor]:
+def evaluator(train: TensorTrain, grid: IndexGrid, seen: list[Tensor] | None = None) -> Callable[[Tensor], Tensor]:
     """Values of the trains at voxel codes ``(G, M)``; what was asked for is appended to ``seen``."""
 
     def evaluate(codes: Tensor) -> Tensor:

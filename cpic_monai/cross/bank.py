@@ -156,15 +156,16 @@ class ScanIndexSets(nn.Module):
     anew in every sweep. What is kept, and saved in the checkpoint, is therefore the seed voxels.
     """
 
-    def __init__(self, grid: IndexGrid, rank: int, channels: int, seed: int = 0, ridge: Ridge | None = None) -> None:
+    def __init__(self, grid: IndexGrid, rank: int, channels: int, ridge: Ridge | None = None) -> None:
         super().__init__()
-        self.grid, self.rank, self.channels, self.seed, self.ridge = grid, rank, channels, seed, ridge or Ridge()
+        self.grid, self.rank, self.channels, self.ridge = grid, rank, channels, ridge or Ridge()
         self.seeds: dict[str, Tensor] = {}
         self.draws = 1
 
     def sweep(self, evaluate: Evaluate, seeds: Tensor, tol: float = 1e-9) -> tuple[list[TensorTrain], CrossIndices]:
         """One half sweep from seed voxel codes ``(B, S)``: the trains, and what was looked at."""
-        generator = torch.Generator().manual_seed(self.seed)
+        # Always the same fill: with the seeds kept, a checkpoint gives the same sets on every machine.
+        generator = torch.Generator().manual_seed(0)
         right = suffix_sets(self.grid, seeds, self.rank, self.channels, generator)
         train, indices = half_sweep(evaluate, self.grid, right, self.rank, joint=False, tol=tol, ridge=self.ridge)
         return [train], indices

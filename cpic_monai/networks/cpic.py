@@ -95,7 +95,7 @@ class CPICNet(nn.Module):
         if index_sets == "cohort":
             self.indices = CohortIndexSets(self.grid, rank, depth, draws, seed, given)
         elif index_sets == "scan":
-            self.indices = ScanIndexSets(self.grid, rank, depth, seed, given)
+            self.indices = ScanIndexSets(self.grid, rank, depth, given)
         else:
             self.indices = EveryVoxel(self.grid, rank)
         self.basis = CanonicalBasis(rank)
@@ -151,7 +151,9 @@ class CPICNet(nn.Module):
             patches = image
         else:
             patches = self.source(image).patches(self.indices.voxels())
-        return self.indices.decompose(self.encode(patches).double())
+        values = self.encode(patches).double()
+        _check_finite(values, subjects)
+        return self.indices.decompose(values)
 
     def encode(self, patches: Tensor) -> Tensor:
         """Encodings ``(S, N, channels)`` of patches ``(S, N, C, p, p, p)``, minus that of empty background.
@@ -266,3 +268,14 @@ class CPICNet(nn.Module):
                 f"a scan has {shape} voxels after preprocessing, the model's grid {self.grid.shape}: "
                 "make `Resized` (or crop and pad) and the network agree on `spatial_shape`"
             )
+
+
+def _check_finite(values: Tensor, subjects: Sequence[str] | None) -> None:
+    """Refuse encodings ``(S, N, C)`` that hold NaN or infinity, naming the scans."""
+    wrong = (~torch.isfinite(values.detach())).flatten(1).any(1)
+    if bool(wrong.any()):
+        scans = [subjects[i] if subjects else f"number {i} of the batch" for i in wrong.nonzero()[:, 0].tolist()]
+        raise ValueError(
+            f"the encoding of scan {', '.join(scans[:5])} holds NaN or infinite values: the file holds such voxels, or "
+            "the encoder diverged (then lower `learning_rate`)"
+        )

@@ -18,8 +18,12 @@ def plan_and_values(grid: IndexGrid, true_rank: int, rank: int, groups: int = 1)
     train = random_train(grid.mode_sizes, true_rank, 2, batch=2, seed=3)
     if groups == 1 and true_rank < rank:
         # Scans of one row space, so that a pivot dead for one is dead for both.
-        train = TensorTrain((train.cores[0][:1] * torch.tensor([1.0, 2.0])[:, None, None, None],
-                             *(core[[0, 0]] for core in train.cores[1:])))
+        train = TensorTrain(
+            (
+                train.cores[0][:1] * torch.tensor([1.0, 2.0])[:, None, None, None],
+                *(core[[0, 0]] for core in train.cores[1:]),
+            )
+        )
     generator = torch.Generator().manual_seed(0)
     seeds = torch.randint(0, 16, (groups, 3), generator=generator)
     suffixes = suffix_sets(grid, seeds, rank, 2, generator)

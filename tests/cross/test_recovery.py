@@ -59,9 +59,7 @@ def test_a_train_of_the_rank_is_recovered_exactly(
 def test_more_rank_than_needed_kills_the_rest(unfolding: str) -> None:
     grid = IndexGrid((8, 8, 8), unfolding)
     true = random_train(grid.mode_sizes, 2, seed=6)
-    found, indices = half_sweep(
-        evaluator(true, grid), grid, suffixes_of(grid, 1, 1, 6), 6, joint=True, ridge=EXACT
-    )
+    found, indices = half_sweep(evaluator(true, grid), grid, suffixes_of(grid, 1, 1, 6), 6, joint=True, ridge=EXACT)
     assert_exact(found, true)
     assert all(int(alive.sum()) == 2 for alive in indices.alive)
     plan = make_plan(grid, indices)
@@ -131,8 +129,6 @@ def test_pivots_and_suffixes_must_agree() -> None:
 def test_a_scan_of_one_voxel(unfolding: str) -> None:
     grid = IndexGrid((1, 1, 1), unfolding)
     suffixes = suffix_sets(grid, torch.tensor([[0]]), 3, 2)
-    found, indices = half_sweep(
-        lambda codes: torch.full((1, codes.shape[1], 2), 0.25), grid, suffixes, 3, joint=True
-    )
+    found, indices = half_sweep(lambda codes: torch.full((1, codes.shape[1], 2), 0.25), grid, suffixes, 3, joint=True)
     torch.testing.assert_close(found.full().flatten(), torch.tensor([0.25, 0.25]).double(), rtol=1e-6, atol=0)
     assert make_plan(grid, indices).codes.tolist() == [[0]]

@@ -113,8 +113,6 @@ def test_rounding_error_is_bounded_by_the_discarded_singular_values() -> None:
     assert 0 < error <= discarded**0.5 * (1 + 1e-12)
 
 
-
-
 def test_rank_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, found 0"):
         round_train(random_train(SIZES, 2), 0)

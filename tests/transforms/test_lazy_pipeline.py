@@ -12,11 +12,9 @@ from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor
 from monai.transforms import (
     CenterSpatialCropd,
     Compose,
-    CropForegroundd,
     EnsureChannelFirst,
     Flipd,
     LoadImage,
-    OneOf,
     Orientation,
     Orientationd,
     RandAffined,
@@ -26,7 +24,6 @@ from monai.transforms import (
     Rotate90d,
     Rotated,
     ScaleIntensityRange,
-    ScaleIntensityRanged,
     Spacing,
     Spacingd,
     SpatialPadd,
@@ -276,33 +273,6 @@ def test_headers_are_read_once(path, monkeypatch):
     for _ in range(3):
         chain({"image": path, "subject": "ID1"})
     assert len(opened) == 1
-
-
-def test_transforms_that_need_voxels_are_refused(path):
-    for transform, name in (
-        (ScaleIntensityRanged("image", 0, 1, 0, 1), "ScaleIntensityRanged"),
-        (CropForegroundd("image", "image"), "CropForegroundd"),
-        (OneOf([Flipd("image", 0), Flipd("image", 1)]), "OneOf"),
-    ):
-        with pytest.raises(TypeError, match=name):
-            virtual(path, transform)
-    chain = Compose([LoadVolumed("image"), Flipd("image", 0), VirtualScand("image")])
-    with pytest.raises(RuntimeError) as caught:
-        chain({"image": path, "subject": "ID1"})
-    assert "LazyCompose" in str(caught.value.__cause__)
-
-
-def test_wrong_order_of_our_own(path):
-    with pytest.raises(KeyError, match="put LoadVolumed before"):
-        VirtualScand("image")({"image": torch.zeros(1, 2, 2, 2)})
-    sample = SamplePatchesd("image", FixedVoxels([[0, 0, 0]]), 3)
-    with pytest.raises(TypeError, match="put VirtualScand before"):
-        sample({"image": path, "subject": "ID1"})
-    with pytest.raises(KeyError, match="subject"):
-        sample({"image": virtual(path)})
-    with pytest.raises(KeyError, match="second"):
-        LoadVolumed(["image", "second"])({"image": path})
-    assert "second" not in LoadVolumed(["image", "second"], allow_missing_keys=True)({"image": path})
 
 
 def test_nested_compose_and_lists(path):
