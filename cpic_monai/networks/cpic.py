@@ -55,6 +55,8 @@ class CPICNet(nn.Module):
         True: in training the basis takes up every batch (the paper's joint training). False: it stays as fitted.
     ridge
         Keyword arguments of :class:`cpic_monai.cross.Ridge`.
+    foreground
+        Intensity, after preprocessing, that seed voxels of the index sets exceed: the noise of air is no place to look.
     seed
         Of the first index sets and of seeds for scans never seen.
     """
@@ -80,6 +82,7 @@ class CPICNet(nn.Module):
         index_batch_bytes: int | None = None,
         moving_basis: bool = False,
         ridge: dict[str, Any] | None = None,
+        foreground: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -88,7 +91,7 @@ class CPICNet(nn.Module):
         self.grid = IndexGrid(tuple(spatial_shape), unfolding)
         self.encoder = PatchEncoder(in_channels, channels, features) if encoder else VoxelValues(in_channels)
         self.rank, self.seed, self.scales, self.moving_basis = rank, seed, tuple(scales), moving_basis
-        self.index_batch_bytes = index_batch_bytes
+        self.index_batch_bytes, self.foreground = index_batch_bytes, foreground
         given = Ridge(**(ridge or {}))
         depth = self.encoder.channels
         self.indices: CohortIndexSets | ScanIndexSets | EveryVoxel
@@ -206,7 +209,7 @@ class CPICNet(nn.Module):
     def seeds(self, source: PatchSource, generator: torch.Generator) -> Tensor:
         """Codes int64 ``(S, rank)`` of random foreground voxels of each scan."""
         limit = torch.tensor(self.grid.shape) - 1
-        voxels = source.foreground(self.rank, generator).cpu()
+        voxels = source.foreground(self.rank, generator, self.foreground).cpu()
         return self.grid.encode(voxels.clamp(min=torch.zeros_like(limit), max=limit))
 
     def _sweep(

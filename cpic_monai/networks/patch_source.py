@@ -21,8 +21,8 @@ class LazyScan(Protocol):
         """Cubes float32 ``(N, C, size, size, size)`` centred on voxels ``(N, 3)``."""
         ...
 
-    def foreground_voxels(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` random voxels with something in them, int64 ``(n, 3)``."""
+    def foreground_voxels(self, n: int, generator: torch.Generator | None = None, threshold: float = 0.0) -> Tensor:
+        """``n`` random voxels above ``threshold``, int64 ``(n, 3)``."""
         ...
 
 
@@ -35,8 +35,8 @@ class PatchSource(Protocol):
         """Cubes ``(B, M, C, p, p, p)`` at voxels int64 ``(M, 3)`` or ``(B, M, 3)``."""
         ...
 
-    def foreground(self, count: int, generator: torch.Generator) -> Tensor:
-        """Seed voxels int64 ``(B, count, 3)``."""
+    def foreground(self, count: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
+        """Seed voxels int64 ``(B, count, 3)``, of an intensity above ``threshold``."""
         ...
 
 
@@ -69,11 +69,11 @@ class DenseSource:
             cubes = cubes.reshape(batch, channels, *flat.shape[1:]) * known[:, None]
         return cubes.transpose(1, 2)
 
-    def foreground(self, count: int, generator: torch.Generator) -> Tensor:
-        """Seeds where any channel is not zero; anywhere in an empty scan."""
+    def foreground(self, count: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
+        """Seeds where any channel is above ``threshold``; anywhere in an empty scan."""
         seeds = []
         for scan in self.image.detach().cpu():
-            full = (scan != 0).any(0).nonzero()
+            full = (scan > threshold).any(0).nonzero()
             if not len(full):
                 full = torch.ones(scan.shape[1:]).nonzero()
             seeds.append(full[torch.randint(len(full), (count,), generator=generator)])
@@ -92,6 +92,6 @@ class LazySource:
         each = voxels.cpu().expand(self.batch, -1, -1) if voxels.ndim == 2 else voxels.cpu()
         return torch.stack([s.patches(v, self.patch_size, self.scales) for s, v in zip(self.scans, each, strict=True)])
 
-    def foreground(self, count: int, generator: torch.Generator) -> Tensor:
+    def foreground(self, count: int, generator: torch.Generator, threshold: float = 0.0) -> Tensor:
         """See :class:`PatchSource`."""
-        return torch.stack([torch.as_tensor(s.foreground_voxels(count, generator)) for s in self.scans])
+        return torch.stack([torch.as_tensor(s.foreground_voxels(count, generator, threshold)) for s in self.scans])
