@@ -6,15 +6,7 @@ from collections.abc import Sequence
 
 from monai.handlers import IgniteMetricHandler, from_engine
 
-from cpic_monai.metrics.quantile import (
-    R2,
-    IntervalCoverage,
-    MeanAbsoluteError,
-    ModifiedLaplaceLogLikelihood,
-    PinballMetric,
-    QuantileMetric,
-    RootMeanSquaredError,
-)
+from cpic_monai.metrics.named import named_metrics
 
 
 class EngineMetrics:
@@ -31,14 +23,7 @@ class EngineMetrics:
     def __init__(
         self, quantiles: Sequence[float] = (0.2, 0.5, 0.8), sigma_min: float = 70.0, error_max: float = 1000.0
     ) -> None:
-        self.metrics: dict[str, QuantileMetric] = {
-            "mlll": ModifiedLaplaceLogLikelihood(quantiles, sigma_min=sigma_min, error_max=error_max),
-            "rmse": RootMeanSquaredError(quantiles),
-            "mae": MeanAbsoluteError(quantiles),
-            "r2": R2(quantiles),
-            "pinball": PinballMetric(quantiles),
-            "coverage": IntervalCoverage(quantiles),
-        }
+        self.metrics = named_metrics(quantiles, sigma_min, error_max)
 
     def key(self, name: str) -> dict[str, IgniteMetricHandler]:
         """The key metric alone.

@@ -10,17 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cpic_monai.metrics.quantile import (
-    LEVELS,
-    R2,
-    IntervalCoverage,
-    MeanAbsoluteError,
-    ModifiedLaplaceLogLikelihood,
-    PinballMetric,
-    QuantileMetric,
-    RootMeanSquaredError,
-    missing_level,
-)
+from cpic_monai.metrics.named import NAMES, named_metrics
 
 _COLUMN = re.compile(r"^q(0?\.\d+)$")
 
@@ -80,17 +70,9 @@ def summarise(
         )
     pred = torch.from_numpy(frame.loc[known, list(columns.values())].to_numpy(dtype=np.float64, copy=True))
     truth = torch.from_numpy(frame.loc[known, ["truth"]].to_numpy(dtype=np.float64, copy=True))
-    levels = tuple(columns)
-    result: dict[str, float | int] = dict.fromkeys(("mlll", "rmse", "mae", "r2", "pinball", "coverage"), math.nan)
+    result: dict[str, float | int] = dict.fromkeys(NAMES, math.nan)
     if len(pred):
-        metrics: dict[str, QuantileMetric] = {"pinball": PinballMetric(levels)}
-        if missing_level(levels, 0.5) is None:
-            metrics |= {"rmse": RootMeanSquaredError(levels), "mae": MeanAbsoluteError(levels), "r2": R2(levels)}
-        if missing_level(levels, 0.2, 0.8) is None:
-            metrics["coverage"] = IntervalCoverage(levels)
-        if missing_level(levels, *LEVELS) is None:
-            metrics["mlll"] = ModifiedLaplaceLogLikelihood(levels, sigma_min=sigma_min, error_max=error_max)
-        for key, metric in metrics.items():
+        for key, metric in named_metrics(tuple(columns), sigma_min, error_max).items():
             metric(pred, truth)
             result[key] = float(metric.aggregate())
     result["n"] = len(pred)
