@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 def find_scans(source: str | Path | Sequence[str | Path]) -> dict[str, Path]:
-    """Scans by name: single files (NIfTI, NRRD, MetaImage) and folders of DICOM files.
+    """Scans by name: single files (NIfTI, NRRD, MetaImage), folders of DICOM files, OME-Zarr stores (``*.zarr``).
 
     Parameters
     ----------
@@ -41,16 +42,21 @@ def find_scans(source: str | Path | Sequence[str | Path]) -> dict[str, Path]:
         if path.is_file():
             found.append(path)
             continue
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        if path.suffix.lower() == ".zarr":
+            found.append(path)
+            continue
+        stores, files = _walk(path)
+        found += stores
         found += [p for p in files if p.name.lower().endswith(SUFFIXES)]
         found += sorted({p.parent for p in files if p.suffix.lower() == ".dcm"})
     if not found:
         raise FileNotFoundError(
-            f"{', '.join(map(str, paths))}: no scan found; expected {', '.join(SUFFIXES)} or folders of .dcm files"
+            f"{', '.join(map(str, paths))}: no scan found; expected {', '.join(SUFFIXES)}, folders of .dcm files, "
+            "or .zarr stores"
         )
     named: dict[str, Path] = {}
     for path in found:
-        name = path.name if path.is_dir() else path.name[: -len(next(s for s in _by_length() if _ends(path, s)))]
+        name = _name(path)
         if name in named and named[name] != path:
             raise ValueError(f"two scans are named {name!r}: {named[name]} and {path}; rename one")
         named[name] = path
@@ -163,6 +169,22 @@ def _column(name: str, first: Mapping[str, Any], visit_column: str | None, times
     if name == visit_column:
         return list(times)
     return [first.get(name, np.nan)] * len(times)
+
+
+def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Stores below a folder, and the files outside of stores; hidden ones (unfinished) are passed over."""
+    stores, files = [], []
+    for place, folders, names in os.walk(folder):
+        stores += [Path(place, f) for f in folders if f.lower().endswith(".zarr") and not f.startswith(".")]
+        folders[:] = [f for f in folders if not f.lower().endswith((".zarr", ".zarr.part", ".zarr.old"))]
+        files += [Path(place, f) for f in names if not f.startswith(".")]
+    return sorted(stores), sorted(files)
+
+
+def _name(path: Path) -> str:
+    suffixes = (".ome.zarr", ".zarr", "") if path.is_dir() else _by_length()
+    suffix = next(s for s in suffixes if _ends(path, s))
+    return path.name[: len(path.name) - len(suffix)]
 
 
 def _by_length() -> list[str]:

@@ -3,6 +3,7 @@
 from cpic_monai.volumes.array import ArrayVolume
 from cpic_monai.volumes.cache import BlockCache, shared_cache
 from cpic_monai.volumes.cached import CachedVolume
+from cpic_monai.volumes.chunked import ChunkedVolume
 from cpic_monai.volumes.dicom import DicomVolume
 from cpic_monai.volumes.nifti import CompressedNiftiVolume, NiftiVolume
 from cpic_monai.volumes.open import check_same_grid, open_volume
@@ -10,11 +11,13 @@ from cpic_monai.volumes.pooled import PooledVolume
 from cpic_monai.volumes.protocol import Volume, VolumeError
 from cpic_monai.volumes.regularity import Fault, IrregularSeriesError
 from cpic_monai.volumes.spline import SplineVolume
+from cpic_monai.volumes.write_chunked import verify_store, write_store
 
 __all__ = [
     "ArrayVolume",
     "BlockCache",
     "CachedVolume",
+    "ChunkedVolume",
     "CompressedNiftiVolume",
     "DicomVolume",
     "Fault",
@@ -27,4 +30,6 @@ __all__ = [
     "check_same_grid",
     "open_volume",
     "shared_cache",
+    "verify_store",
+    "write_store",
 ]

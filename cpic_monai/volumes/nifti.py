@@ -1,9 +1,12 @@
-"""NIfTI-1 and NIfTI-2: ``.nii`` memory-mapped, ``.nii.gz`` decompressed once and held."""
+"""NIfTI-1 and NIfTI-2: ``.nii`` memory-mapped, ``.nii.gz`` decompressed once, and held or streamed."""
 
 from __future__ import annotations
 
+import gzip
 import mmap
 import os
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import nibabel as nib
@@ -11,7 +14,7 @@ import numpy as np
 
 from cpic_monai.volumes.cache import BlockCache
 from cpic_monai.volumes.held import HeldVolume
-from cpic_monai.volumes.protocol import MappedVolume, VolumeError
+from cpic_monai.volumes.protocol import MappedVolume, VolumeBase, VolumeError
 
 
 def file_identity(path: str) -> str:
@@ -121,3 +124,38 @@ class CompressedNiftiVolume(HeldVolume):
 def open_nifti(path: str, cache: BlockCache | None = None) -> NiftiVolume | CompressedNiftiVolume:
     """Open ``.nii`` or ``.nii.gz`` by its header."""
     return CompressedNiftiVolume(path, cache) if path.lower().endswith(".gz") else NiftiVolume(path)
+
+
+class GzipNiftiStream(VolumeBase):
+    """A ``.nii.gz`` read once from its first slice to its last: what lies before the box is passed over, not held.
+
+    Reading backwards starts the decompression anew.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._header = header = _Header(path)
+        shape = header.shape
+        super().__init__(shape, header.affine, header.dtype, path, file_identity(path), (shape[0], shape[1], 1))
+        self._file: gzip.GzipFile | None = None
+
+    def read(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        """See :meth:`Volume.read`."""
+        (a0, a1, a2), (b0, b1, b2) = self.check_box(start, stop)
+        assert self.path is not None
+        header, (ni, nj, _) = self._header, self.shape
+        plane = ni * nj * header.stored_dtype.itemsize
+        if self._file is None:
+            self._file = gzip.open(self.path)  # noqa: SIM115 - kept open, to go on from where it is
+        try:
+            self._file.seek(header.offset + a2 * plane)
+            data = self._file.read((b2 - a2) * plane)
+        except (OSError, EOFError, zlib.error) as error:
+            raise VolumeError(f"{self.path}: cannot be decompressed ({error}); copy it anew.") from error
+        if len(data) < (b2 - a2) * plane:
+            raise VolumeError(f"{self.path}: ends before slice {b2} of {self.shape[2]}; copy it anew.")
+        self.bytes_read += len(data)
+        stored = np.frombuffer(data, header.stored_dtype).reshape((ni, nj, b2 - a2), order="F")
+        return header.decode(stored[a0:b0, a1:b1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None}

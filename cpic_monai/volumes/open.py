@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,16 @@ import torch
 
 from cpic_monai.volumes.array import ArrayVolume
 from cpic_monai.volumes.cache import BlockCache
+from cpic_monai.volumes.chunked import ChunkedVolume
 from cpic_monai.volumes.dicom import DicomVolume
 from cpic_monai.volumes.itk_image import open_itk
 from cpic_monai.volumes.nifti import open_nifti
 from cpic_monai.volumes.protocol import Volume, VolumeError
+from cpic_monai.volumes.store_access import DEFAULT_CACHE_BYTES, is_store
 
-FORMATS = "a DICOM folder, .dcm, .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, or a 3-D array or tensor"
+FORMATS = (
+    "a DICOM folder, .dcm, .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, an OME-Zarr store (.zarr or a URL), or an array"
+)
 
 
 def open_volume(
@@ -29,19 +33,24 @@ def open_volume(
     resample_gaps: bool = False,
     allow_tilt: bool = False,
     series_uid: str | None = None,
+    store_cache_bytes: int = DEFAULT_CACHE_BYTES,
+    storage: Mapping[str, Any] | None = None,
 ) -> Volume:
     """Open a scan by its header.
 
     Parameters
     ----------
     source
-        A path, an (i, j, k) array or tensor, or a Volume (returned as it is).
+        A path, the ``http(s)://``, ``s3://`` or ``gs://`` URL of an OME-Zarr store, an (i, j, k) array or tensor, or a
+        Volume (returned as it is).
     cache
         Holds files that can only be decoded as a whole; default is the process's shared cache.
     affine
         For arrays: (4, 4) voxel to RAS+ mm.
     padding_value, resample_gaps, allow_tilt, series_uid
         For DICOM: see :class:`~cpic_monai.volumes.dicom.DicomVolume`.
+    store_cache_bytes, storage
+        For stores: ``cache_bytes`` and ``storage`` of :class:`~cpic_monai.volumes.chunked.ChunkedVolume`.
 
     Raises
     ------
@@ -56,6 +65,8 @@ def open_volume(
         if isinstance(source, Volume):
             return source
         raise VolumeError(f"a scan of type {type(source).__name__} cannot be opened; expected {FORMATS}.")
+    if is_store(os.fspath(source)):
+        return ChunkedVolume(source, cache_bytes=store_cache_bytes, storage=storage)
     path = str(Path(source))
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file or folder; check the path in the cohort's table.")

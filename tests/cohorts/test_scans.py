@@ -80,3 +80,13 @@ def test_a_table_without_the_subject_column_is_refused(tmp_path):
     pd.DataFrame({"id": ["p1"]}).to_csv(tmp_path / "v.csv", index=False)
     with pytest.raises(ValueError, match="no column 'subject'"):
         ScanCohort(tmp_path / "p1.nii.gz", _encoder("constant"), tmp_path / "v.csv")
+
+
+def test_a_store_is_one_scan_and_not_searched_inside(tmp_path):
+    _save(tmp_path / "a.nii.gz")
+    for store in ("b.ome.zarr", "deep/c.v2.zarr", ".d.ome.zarr.part"):
+        _save(tmp_path / store / "0" / "inside.nii")
+    found = find_scans(tmp_path)
+    assert set(found) == {"a", "b", "c.v2"}
+    assert found["c.v2"] == (tmp_path / "deep" / "c.v2.zarr").resolve()
+    assert find_scans(tmp_path / "b.ome.zarr") == {"b": (tmp_path / "b.ome.zarr").resolve()}
