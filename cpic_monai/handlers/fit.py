@@ -42,11 +42,11 @@ class HeadSchedule:
     """
 
     steps: int = 300
-    learning_rate: float = 1e-2
+    learning_rate: float = 3e-3
     weight_decay: float = 1e-2
-    jitter: float = 0.3
+    jitter: float = 0.1
     fresh: bool = True
-    principal: float = 0.5
+    principal: float = 1.0
     ridge_steps: int = 25
 
 
