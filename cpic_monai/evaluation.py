@@ -204,16 +204,15 @@ class TabularBaseline:
 
     def __call__(self) -> dict[str, pd.DataFrame]:
         """Split name to predictions, rows in the order of the items."""
-        blind = copy.copy(self.network)
-        blind._modules = {**self.network._modules, "head": copy.deepcopy(self.network.head).cpu()}
+        head = copy.deepcopy(self.network.head).cpu()
         batches = {name: _without_image(items) for name, items in self.splits.items() if len(items)}
         rank, train = self.network.rank, batches["train"]
         schedule = replace(self.schedule, fresh=True, jitter=0.0)
-        fit_head(blind, torch.zeros(len(train["subject"]), rank), train, self.loss_function, schedule, self.seed)
+        fit_head(head, torch.zeros(len(train["subject"]), rank), train, self.loss_function, schedule, self.seed)
         frames = {}
         with torch.no_grad():
             for name, batch in batches.items():
-                pred = blind.predict(torch.zeros(len(batch["subject"]), rank), batch["tabular"], batch["scan_index"])
+                pred = head(torch.zeros(len(batch["scan_index"]), rank), batch["tabular"])
                 frames[name] = _rows(batch, ToUnits()({**batch, "pred": pred}), name, self.quantiles)
         return frames
 

@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cpic_monai.networks import CPICNet, LeaveOneOutRidge
+from cpic_monai.networks import CPICNet, LeaveOneOutRidge, QuantileHead
 from cpic_monai.networks.basis import mean_inner
 from cpic_monai.tensor_train import TensorTrain, concatenate
 
@@ -100,7 +100,7 @@ class FitBasisAndHead:
             features = self.network.basis.fit(trains)
         else:
             features = self._supervised(trains, rows)
-            loss = fit_head(self.network, features, rows, self.loss_function, self.schedule, self.seed)
+            loss = fit_head(self.network.head, features, rows, self.loss_function, self.schedule, self.seed)
             logger.info(f"basis of {len(features)} scans, head fitted to a pinball loss of {loss:.4f}")
         self.network.train(training)
 
@@ -158,7 +158,7 @@ def collect_trains(
 
 
 def fit_head(
-    network: CPICNet,
+    head: QuantileHead,
     features: Tensor,
     rows: dict[str, Tensor],
     loss_function: nn.Module,
@@ -169,25 +169,25 @@ def fit_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if schedule.fresh:
-            for module in network.head.modules():
+            for module in head.modules():
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()  # type: ignore[operator]
         optimizer = torch.optim.RAdam(
-            network.head.parameters(),
+            head.parameters(),
             lr=schedule.learning_rate,
             weight_decay=schedule.weight_decay,
             decoupled_weight_decay=True,
         )
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.steps)
-        network.head.train()
+        head.train()
         loss = features.new_zeros(())
         for _ in range(schedule.steps):
             noisy = features + schedule.jitter * torch.randn_like(features)
             optimizer.zero_grad()
-            loss = loss_function(network.predict(noisy, rows["tabular"], rows["scan_index"]), rows["label"])
+            loss = loss_function(head(noisy[rows["scan_index"]].float(), rows["tabular"]), rows["label"])
             loss.backward()
             optimizer.step()
             decay.step()
         optimizer.zero_grad()
-        network.head.eval()
+        head.eval()
     return float(loss.detach())

@@ -219,22 +219,21 @@ class CPICNet(nn.Module):
         subjects: Sequence[str] | None,
         seen: list[Tensor] | None = None,
     ) -> list[TensorTrain]:
-        names = list(subjects) if subjects is not None else None
-        if names is None or any(name not in sets.seeds for name in names):
-            drawn = self.seeds(source, torch.Generator().manual_seed(self.seed))
-            for i, name in enumerate(names or ()):
-                sets.seeds.setdefault(name, drawn[i])
-        else:
-            drawn = torch.stack([sets.seeds[name] for name in names])
-        seeds = torch.stack([sets.seeds[name] for name in names]) if names else drawn
-
         def evaluate(codes: Tensor) -> Tensor:
             voxels = self.grid.decode(codes)
             if seen is not None:
                 seen.append(voxels)
             return self.encode(source.patches(voxels))
 
-        return sets.sweep(evaluate, seeds)[0]
+        return sets.sweep(evaluate, self._kept_seeds(source, sets, subjects))[0]
+
+    def _kept_seeds(self, source: PatchSource, sets: ScanIndexSets, subjects: Sequence[str] | None) -> Tensor:
+        """Seed codes ``(S, rank)`` of the scans: those kept under their names, else new ones, then kept."""
+        names = list(subjects or ())
+        if names and all(name in sets.seeds for name in names):
+            return torch.stack([sets.seeds[name] for name in names])
+        drawn = self.seeds(source, torch.Generator().manual_seed(self.seed))
+        return torch.stack([sets.seeds.setdefault(n, s) for n, s in zip(names, drawn, strict=True)]) if names else drawn
 
     def _encode_batched(self, flat: Tensor) -> Tensor:
         """The encoder over many patches; in pieces, recomputed in the backward pass, where a bound is set."""
