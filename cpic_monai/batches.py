@@ -9,6 +9,8 @@ import torch
 from monai.engines.utils import PrepareBatch
 from torch import Tensor
 
+from cpic_monai.distributed import gather_visits
+
 ROW_KEYS = ("tabular", "label", "offset", "scale", "visit")
 
 
@@ -46,10 +48,13 @@ class PrepareVisits(PrepareBatch):
     ----------
     with_label
         True gives the inferer the targets too (the leave-one-out recipe predicts each scan from the others').
+    gather
+        True gives visits of all processes' scans, for an inferer that gathers their tensor trains; images and subjects
+        stay those of this process.
     """
 
-    def __init__(self, with_label: bool = False) -> None:
-        self.with_label = with_label
+    def __init__(self, with_label: bool = False, gather: bool = False) -> None:
+        self.with_label, self.gather = with_label, gather
 
     def __call__(
         self,
@@ -63,15 +68,13 @@ class PrepareVisits(PrepareBatch):
         def move(value: Any) -> Any:
             return value.to(device, non_blocking=non_blocking, **kwargs) if isinstance(value, Tensor) else value
 
-        label = move(batchdata.get("label"))
-        extra = {
-            "tabular": move(batchdata["tabular"]),
-            "scan_index": move(batchdata["scan_index"]),
-            "subjects": batchdata["subject"],
+        rows: dict[str, Any] = {
+            key: move(batchdata[key]) for key in ("tabular", "scan_index", "label") if key in batchdata
         }
-        if self.with_label:
-            extra["label"] = label
-        return move(batchdata["image"]), label, (), extra
+        if self.gather:
+            rows = gather_visits(rows, len(batchdata["subject"]))
+        label = rows.get("label") if self.with_label else rows.pop("label", None)
+        return move(batchdata["image"]), label, (), {**rows, "subjects": batchdata["subject"]}
 
 
 class ToUnits:

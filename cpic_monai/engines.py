@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from cpic_monai.batches import PrepareVisits
-from cpic_monai.inferers import LeaveOneOutInferer, QuantileInferer
+from cpic_monai.inferers import JointInferer, LeaveOneOutInferer
 from cpic_monai.networks import CPICNet, LeaveOneOutRidge
 
 RECIPES = ("closed_form", "paper")
@@ -18,7 +18,8 @@ class Recipe:
 
     ``closed_form``: the encoder learns from the leave-one-out residual of a ridge regression on the batch's TT Gram
     matrix; basis and quantile head are fitted afterwards on frozen features. ``paper``: encoder and head learn jointly
-    by the quantile loss, on a basis that moves with the batches (Algorithm 1).
+    by the quantile loss, on a basis that moves with the batches (Algorithm 1). In both, the batch is that of all
+    processes together (:mod:`cpic_monai.distributed`).
 
     Parameters
     ----------
@@ -48,9 +49,9 @@ class Recipe:
         self.ridge = LeaveOneOutRidge(**(ridge or {}))
         closed = name == "closed_form"
         network.moving_basis = not closed
-        self.inferer = LeaveOneOutInferer(self.ridge) if closed else QuantileInferer()
+        self.inferer = LeaveOneOutInferer(self.ridge) if closed else JointInferer()
         self.loss: nn.Module = nn.MSELoss() if closed else quantile_loss
-        self.prepare_batch = PrepareVisits(with_label=closed)
+        self.prepare_batch = PrepareVisits(with_label=closed, gather=True)
         # The head has no part in the leave-one-out loss: it is fitted on its own when an epoch ends.
         self.parameters: list[dict[str, Any]] = [
             {"params": list((network.encoder if closed else network).parameters())},

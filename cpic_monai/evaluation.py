@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from monai.engines import Evaluator
 from torch import Tensor, nn
 
 from cpic_monai.batches import ToUnits, collate_visits
+from cpic_monai.distributed import gather_objects, rank
 from cpic_monai.handlers.fit import HeadSchedule, fit_head
+from cpic_monai.handlers.share import share_index_sets
 from cpic_monai.networks import CPICNet
 from cpic_monai.report import (
     PickedScan,
@@ -30,6 +33,8 @@ from cpic_monai.report import (
     write_report,
 )
 from cpic_monai.report.atomic import write_text_atomically
+from cpic_monai.report.trajectories import subject_errors
+from cpic_monai.report.words import headline_split
 
 logger = logging.getLogger(__name__)
 LISTED = 8
@@ -39,8 +44,8 @@ class Evaluation:
     """Run an evaluator over several splits and write what came out.
 
     Writes ``predictions.csv`` (a row a visit), ``metrics.json`` (an object a split, with the constant
-    prediction as baseline) and ``report.html`` to ``output_dir``; at inference, without targets,
-    ``predictions.json`` instead of metrics.
+    prediction as baseline) and the report (``report.html``, the same as ``report.md`` and ``report.json``) to
+    ``output_dir``; at inference, without targets, ``predictions.json`` instead of metrics.
 
     Parameters
     ----------
@@ -56,9 +61,11 @@ class Evaluation:
     quantiles
         Levels of the predictions' columns.
     scans
-        Items with lazy scans under ``image``, a few of which are drawn with the voxels that the network looks at.
+        Items with lazy scans under ``image``, of which a few are drawn with the voxels that the network looks at. Of a
+        MONAI dataset no more than those are opened.
     pictures
-        How many of ``scans`` to draw.
+        How many of ``scans`` to draw: the worst predicted ones, and one more, with the median error, to compare with;
+        where no truth is known, the first ones.
     cohort
         Facts for the report (:meth:`cpic_monai.cohorts.Cohort.describe`).
     provenance
@@ -71,6 +78,8 @@ class Evaluation:
         Intensities, after preprocessing, drawn as black and white.
     tabular_baseline
         Gives predictions by split without the scans (:class:`TabularBaseline`), to be scored beside the network's.
+    baselines
+        Further ones by the name that the report gives them (:mod:`cpic_monai.baselines`).
     """
 
     def __init__(
@@ -92,19 +101,30 @@ class Evaluation:
         curves: Any = None,
         window: Sequence[float] = (0.0, 1.0),
         tabular_baseline: Callable[[], Mapping[str, pd.DataFrame]] | None = None,
+        baselines: Mapping[str, Callable[[], Mapping[str, pd.DataFrame]]] | None = None,
     ) -> None:
         self.evaluator, self.loaders, self.output_dir = evaluator, dict(loaders), Path(output_dir)
         self.target_name, self.unit, self.visit_name, self.quantiles = target_name, unit, visit_name, tuple(quantiles)
         self.scans, self.pictures, self.cohort, self.provenance = scans, pictures, cohort or {}, provenance
         self.sigma_min, self.error_max, self.curves = sigma_min, error_max, curves
-        self.window, self.tabular_baseline = (float(window[0]), float(window[1])), tabular_baseline
+        self.window = (float(window[0]), float(window[1]))
+        self.baselines = dict(baselines or {})
+        if tabular_baseline is not None:
+            self.baselines = {"tabular": tabular_baseline, **self.baselines}
 
     def run(self) -> dict[str, Any]:
-        """Predict, score and report; returns the content of ``metrics.json`` (empty where no target is known)."""
+        """Predict, score and report; returns the content of ``metrics.json`` (empty where no target is known).
+
+        Of several processes each predicts its loaders' scans; the first alone scores and writes, the others return an
+        empty dictionary.
+        """
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        parts = [self.predict(name, loader) for name, loader in self.loaders.items() if len(loader)]
+        parts = [part for name, loader in self.loaders.items() if len(part := self.predict(name, loader))]
         if not parts:
             raise ValueError("no split has any scan to evaluate; check the cohort and `folds`")
+        share_index_sets(self.evaluator.network)  # type: ignore[attr-defined]
+        if rank() > 0:
+            return {}
         frame = pd.concat(parts, ignore_index=True)
         write_predictions(frame, self.output_dir / "predictions.csv", visit_name=self.visit_name)
         metrics: dict[str, Any] = {}
@@ -122,9 +142,11 @@ class Evaluation:
             target_name=self.target_name,
             unit=self.unit,
             visit_name=self.visit_name,
-            picked=[self.picture(self.scans[i]) for i in range(min(self.pictures, len(self.scans)))],
+            picked=[self.picture(self.scans[i]) for i in self.pictured(frame)],
             curves=self.curves() if callable(self.curves) else self.curves,
             provenance=self.provenance,
+            sigma_min=self.sigma_min,
+            error_max=self.error_max,
         )
         for split, entry in metrics.items():
             scores = ", ".join(f"{name} {entry[name]:.3f}" for name in ("mlll", "rmse", "coverage"))
@@ -133,17 +155,32 @@ class Evaluation:
         return metrics
 
     def predict(self, split: str, loader: Any) -> pd.DataFrame:
-        """Predictions of one split's visits, in the target's unit."""
-        engine, parts = self.evaluator, []
+        """Predictions of one split's visits by all processes, in the target's unit and the split's order."""
+        engine = self.evaluator
+        parts: list[pd.DataFrame] = []
 
         def collect() -> None:
-            parts.append(_rows(engine.state.batch, engine.state.output, split, self.quantiles))
+            rows = _rows(engine.state.batch, engine.state.output, split, self.quantiles)
+            parts.extend(scan for _, scan in rows.groupby(engine.state.batch["scan_index"].tolist()))
 
-        with engine.add_event_handler(Events.ITERATION_COMPLETED, collect):
-            engine.data_loader = loader
-            engine.state.epoch_length = len(loader)
-            engine.run()
-        return pd.concat(parts, ignore_index=True)
+        if len(loader):
+            with engine.add_event_handler(Events.ITERATION_COMPLETED, collect):
+                engine.data_loader = loader
+                engine.state.epoch_length = len(loader)
+                engine.run()
+        # Scans were dealt to the processes in turn (cpic_monai.distributed.deal), and are taken back in turn.
+        scans = [scan for turn in zip_longest(*gather_objects(parts)) for scan in turn if scan is not None]
+        return pd.concat(scans, ignore_index=True) if scans else pd.DataFrame()
+
+    def pictured(self, frame: pd.DataFrame) -> list[int]:
+        """Which of the scans are drawn, by their place in ``scans``: see ``pictures``."""
+        items = getattr(self.scans, "data", self.scans)  # of a MONAI dataset, without its transform
+        places = {str(items[i]["subject"]): i for i in range(len(items))}
+        shown = frame[frame["split"] == headline_split(list(dict.fromkeys(frame["split"])))]
+        order = [places[subject] for subject in subject_errors(shown)["subject"] if subject in places]
+        if not order or self.pictures < 1:
+            return list(range(min(self.pictures, len(items))))
+        return list(dict.fromkeys([*order[: self.pictures], order[len(order) // 2]]))
 
     @torch.no_grad()
     def picture(self, item: Mapping[str, Any]) -> PickedScan:
@@ -168,9 +205,9 @@ class Evaluation:
         baselines = {}
         if "train" in set(frame["split"]):
             baselines["constant"] = constant_baseline(frame)
-        if self.tabular_baseline is not None:
-            tabular = pd.concat(self.tabular_baseline().values(), ignore_index=True)
-            baselines["tabular"] = tabular[tabular["truth"].notna()].reset_index(drop=True)
+        for name, predict in self.baselines.items():
+            other = pd.concat(predict().values(), ignore_index=True)
+            baselines[name] = other[other["truth"].notna()].reset_index(drop=True)
         return summarise_splits(frame, baselines=baselines, sigma_min=self.sigma_min, error_max=self.error_max)
 
 

@@ -16,8 +16,9 @@ MOST_LINES = 320
 SCANS = ("grid", "volumes", "transforms")
 NETWORK = ("grid", "tensor_train", "cross", "networks")
 REST = (
-    "losses", "metrics", "batches", "inferers", "engines", "handlers",
-    "cohorts", "report", "tracking", "evaluation", "label",
+    "distributed", "losses", "metrics", "batches", "inferers", "engines", "handlers",
+    "cohorts", "report", "tracking", "export", "serving", "evaluation", "baselines",
+    "cross_validation", "attribution", "label",
 )  # fmt: skip
 
 ALLOWED: dict[str, frozenset[str]] = {}

@@ -154,5 +154,5 @@ def _item(patient: str, row: pd.Series, paths: list[str]) -> dict[str, Any]:
         "target": np.array([row["days"]], dtype=float),
         "baseline": float(row["days"]),
         "visit": np.array([np.nan]),
-        "strata": {"Extent_of_Resection": "unknown" if is_missing(resection) else str(resection)},
+        "strata": {n: "unknown" if is_missing(row[n]) else str(row[n]) for n in ("Age", "Extent_of_Resection")},
     }

@@ -164,7 +164,7 @@ def _item(
     week = rows["Weeks"].to_numpy(float)
     covariates = {name: [first[name]] * count for name in ("Percent", "Age", "Sex", "SmokingStatus", "FVC")}
     covariates["Weeks"] = list(week - float(first["Weeks"]))
-    strata = {n: "unknown" if is_missing(first[n]) else str(first[n]) for n in ("Sex", "SmokingStatus")}
+    strata = {n: "unknown" if is_missing(first[n]) else str(first[n]) for n in ("Age", "Sex", "SmokingStatus")}
     return {
         "subject": patient,
         "group": patient,

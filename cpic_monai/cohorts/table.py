@@ -13,6 +13,7 @@ from cpic_monai.cohorts.cohort import Cohort, LeftOut
 from cpic_monai.cohorts.reading import first_non_number, read_table, to_numbers
 from cpic_monai.cohorts.tabular import Column, is_missing
 from cpic_monai.cohorts.target import TargetScaler
+from cpic_monai.volumes.store_access import names_no_path
 
 __all__ = ["TableCohort"]
 
@@ -28,7 +29,9 @@ class TableCohort(Cohort):
     cohort_csv
         The table (CSV, or TSV by its suffix).
     image_column
-        Column of image paths, relative to the table or absolute; several columns are the channels of one scan.
+        Column of image paths, relative to the table or absolute; several columns are the channels of one scan. URLs
+        (``http(s)://``, ``s3://``, ``gs://``, ``file://``) are handed to :func:`~cpic_monai.volumes.open_volume` as
+        they are: whether anything is there shows when the scan is first read.
     target_column
         Column of the outcome. May be None with `require_target` off.
     tabular_columns
@@ -43,7 +46,7 @@ class TableCohort(Cohort):
     categorical_columns
         Tabular columns of numbers that are categories (codes of sites).
     strata_columns
-        Columns of subgroups for reports; by default the categorical tabular columns.
+        Columns of subgroups for reports; by default all tabular columns but the visit; numbers are cut into terciles.
     unit
         The target's unit in reports.
     target_mode, target_factor
@@ -89,7 +92,7 @@ class TableCohort(Cohort):
         frame = read_table(path, list(dict.fromkeys(required)), [*images, *names])
         columns = tuple(_column(path, frame, name, name in categorical) for name in tabular)
         if strata is None:
-            strata = tuple(column.name for column in columns if column.kind == "categorical")
+            strata = tuple(column.name for column in columns if column.name != visit_column)
 
         rows = pd.DataFrame(index=frame.index)
         known = target_column in frame.columns
@@ -159,11 +162,17 @@ def _column(path: Path, frame: pd.DataFrame, name: str, categorical: bool) -> Co
 
 
 def _paths(folder: Path, cells: pd.Series) -> tuple[str, ...]:
-    """Absolute paths of a row's images; an empty one where the cell is empty."""
-    return tuple("" if is_missing(c) else str((folder / Path(str(c).strip()).expanduser()).resolve()) for c in cells)
+    """Absolute paths of a row's images, URLs as they are; an empty one where the cell is empty."""
+    places = ["" if is_missing(cell) else str(cell).strip() for cell in cells]
+    return tuple(
+        str((folder / Path(place).expanduser()).resolve()) if place and not names_no_path(place) else place
+        for place in places
+    )
 
 
 def _label(folder: Path, image: tuple[str, ...]) -> str:
+    if names_no_path(image[0]):
+        return image[0]
     path = Path(image[0])
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
@@ -174,7 +183,7 @@ def _fault(
     """Why a row cannot be used."""
     if not all(row["image"]):
         return "no image path"
-    absent = [image for image in row["image"] if not Path(image).exists()]
+    absent = [image for image in row["image"] if not names_no_path(image) and not Path(image).exists()]
     if absent:
         return f"{absent[0]} does not exist"
     if group_column and is_missing(row["group"]):

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cpic_monai.cross.index_sets import CrossIndices, CrossPlan, left_sizes, make_plan, right_sizes
+from cpic_monai.cross.index_sets import CrossIndices, CrossPlan, left_sizes, make_plan, oversampled, right_sizes
 from cpic_monai.cross.interpolation import Ridge
 from cpic_monai.cross.seeds import suffix_sets
-from cpic_monai.cross.sweep import Evaluate, half_sweep, interpolate_plan
+from cpic_monai.cross.sweep import Evaluate, alternate, half_sweep, interpolate_plan
+from cpic_monai.cross.truncation import truncate_train
 from cpic_monai.grid import IndexGrid, all_codes
 from cpic_monai.tensor_train import TensorTrain, tt_svd
+
+HELD_OUT = 512  # random voxels that say which of several index sets are best
 
 
 class CohortIndexSets(nn.Module):
@@ -26,6 +29,15 @@ class CohortIndexSets(nn.Module):
         Independent draws of index sets; predictions average over them.
     seed
         Of the first sets, which look at random voxels until :meth:`select` has seen scans.
+    ridge
+        Of the interpolation.
+    oversampling
+        Index sets are larger than the rank by this factor and the train is truncated to the rank: 1.5 and 2 look at 1.5
+        and 1.9 times the voxels and come closer to TT-SVD (``scripts/bench_cross.py``); see
+        :func:`cpic_monai.cross.index_sets.oversampled`.
+    alternations
+        Rounds of :func:`cpic_monai.cross.sweep.alternate` in :meth:`select`. They cost nothing in prediction;
+        smooth scalar functions gained, encodings of 16 channels did not.
     """
 
     left: Tensor
@@ -33,16 +45,28 @@ class CohortIndexSets(nn.Module):
     alive: Tensor
 
     def __init__(
-        self, grid: IndexGrid, rank: int, channels: int, draws: int = 1, seed: int = 0, ridge: Ridge | None = None
+        self,
+        grid: IndexGrid,
+        rank: int,
+        channels: int,
+        draws: int = 1,
+        seed: int = 0,
+        ridge: Ridge | None = None,
+        oversampling: float = 1.0,
+        alternations: int = 0,
     ) -> None:
         super().__init__()
         if draws < 1 or rank < 1:
             raise ValueError(f"`draws` and `rank` must be at least 1, found {draws} and {rank}")
         self.grid, self.rank, self.channels, self.ridge = grid, rank, channels, ridge or Ridge()
-        self._left, self._right = left_sizes(grid, rank), right_sizes(grid, rank, channels)
-        for name in ("left", "right"):
-            self.register_buffer(name, torch.zeros((draws, len(self._left), rank), dtype=torch.int64))
-        self.register_buffer("alive", torch.zeros((draws, len(self._left), rank), dtype=torch.bool))
+        self.alternations = alternations
+        self.rows, self.columns = oversampled(rank, channels, oversampling)
+        self.pivots = self.rows if self.rows > rank else None
+        self._left, self._right = left_sizes(grid, self.rows), right_sizes(grid, self.columns, channels, self.pivots)
+        bonds = len(self._left)
+        self.register_buffer("left", torch.zeros((draws, bonds, self.rows), dtype=torch.int64))
+        self.register_buffer("right", torch.zeros((draws, bonds, self.columns), dtype=torch.int64))
+        self.register_buffer("alive", torch.zeros((draws, bonds, self.rows), dtype=torch.bool))
         self._plans: list[CrossPlan] | None = None
         generator = torch.Generator().manual_seed(seed)
         self.select(lambda codes: _noise(codes, channels, generator), self._random_seeds(generator), generator)
@@ -51,6 +75,11 @@ class CohortIndexSets(nn.Module):
     def draws(self) -> int:
         """Number of draws held."""
         return self.left.shape[0]
+
+    @property
+    def seeds_wanted(self) -> int:
+        """Seed voxels that :meth:`select` wants for a draw."""
+        return self.rank
 
     @property
     def plans(self) -> list[CrossPlan]:
@@ -76,14 +105,19 @@ class CohortIndexSets(nn.Module):
 
     def decompose(self, values: Tensor) -> list[TensorTrain]:
         """Values ``(B, N, C)`` at :meth:`codes` to one train a draw."""
+        parts = zip(self.split(values), self.plans, strict=True)
+        trains = [interpolate_plan(part, plan, self.ridge) for part, plan in parts]
+        return trains if self.rows == self.rank else [truncate_train(train, self.rank) for train in trains]
+
+    def split(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Values ``(B, N, C)`` at :meth:`codes` draw by draw."""
         sizes = [plan.codes.shape[1] for plan in self.plans]
         if values.shape[1] != sum(sizes):
             raise ValueError(
                 f"{values.shape[1]} values a scan for {sum(sizes)} cross indices: the patches were sampled for other "
                 "index sets; sample them again after a re-selection"
             )
-        parts = values.split(sizes, dim=1)
-        return [interpolate_plan(v, plan, self.ridge) for v, plan in zip(parts, self.plans, strict=True)]
+        return values.split(sizes, dim=1)
 
     @torch.no_grad()
     def select(
@@ -100,13 +134,16 @@ class CohortIndexSets(nn.Module):
         tol
             Relative residual below which a pivot is dead.
         """
-        shape = (len(seeds), *self.left.shape[1:])
-        left, right = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-        alive = torch.zeros(shape, dtype=torch.bool)
+        left, right, alive = (t.new_zeros((len(seeds), *t.shape[1:]), device="cpu") for t in self.buffers())
         for d, codes in enumerate(seeds):
-            suffixes = suffix_sets(self.grid, codes[None], self.rank, self.channels, generator)
-            _, sets = half_sweep(evaluate, self.grid, suffixes, self.rank, joint=True, tol=tol, ridge=self.ridge)
-            for k in range(shape[1]):
+            suffixes = suffix_sets(self.grid, codes[None], self.columns, self.channels, generator, self.pivots)
+            if self.alternations:
+                suffixes = alternate(
+                    evaluate, self.grid, suffixes, self.rows, self.alternations, held_out(self.grid, generator),
+                    joint=True, tol=tol, ridge=self.ridge,
+                )  # fmt: skip
+            _, sets = half_sweep(evaluate, self.grid, suffixes, self.rows, joint=True, tol=tol, ridge=self.ridge)
+            for k in range(len(self._left)):
                 left[d, k, : self._left[k]] = sets.left[k][0]
                 right[d, k, : self._right[k]] = sets.right[k][0]
                 alive[d, k, : self._left[k]] = sets.alive[k][0]
@@ -154,10 +191,23 @@ class ScanIndexSets(nn.Module):
 
     A scan's right sets follow from its seed voxels and stay frozen from the first visit on; its left pivots are chosen
     anew in every sweep. What is kept, and saved in the checkpoint, is therefore the seed voxels.
+
+    Parameters are those of :class:`CohortIndexSets`; ``alternations`` are made, and cost voxels, at every visit.
     """
 
-    def __init__(self, grid: IndexGrid, rank: int, channels: int, ridge: Ridge | None = None) -> None:
+    def __init__(
+        self,
+        grid: IndexGrid,
+        rank: int,
+        channels: int,
+        ridge: Ridge | None = None,
+        oversampling: float = 1.0,
+        alternations: int = 0,
+    ) -> None:
         super().__init__()
+        self.rows, self.columns = oversampled(rank, channels, oversampling)
+        self.pivots = self.rows if self.rows > rank else None
+        self.alternations = alternations
         self.grid, self.rank, self.channels, self.ridge = grid, rank, channels, ridge or Ridge()
         self.seeds: dict[str, Tensor] = {}
         self.draws = 1
@@ -166,9 +216,14 @@ class ScanIndexSets(nn.Module):
         """One half sweep from seed voxel codes ``(B, S)``: the trains, and what was looked at."""
         # Always the same fill: with the seeds kept, a checkpoint gives the same sets on every machine.
         generator = torch.Generator().manual_seed(0)
-        right = suffix_sets(self.grid, seeds, self.rank, self.channels, generator)
-        train, indices = half_sweep(evaluate, self.grid, right, self.rank, joint=False, tol=tol, ridge=self.ridge)
-        return [train], indices
+        right = suffix_sets(self.grid, seeds, self.columns, self.channels, generator, self.pivots)
+        if self.alternations:
+            right = alternate(
+                evaluate, self.grid, right, self.rows, self.alternations, held_out(self.grid, generator),
+                joint=False, tol=tol, ridge=self.ridge,
+            )  # fmt: skip
+        train, indices = half_sweep(evaluate, self.grid, right, self.rows, joint=False, tol=tol, ridge=self.ridge)
+        return [train if self.rows == self.rank else truncate_train(train, self.rank)], indices
 
     def forget(self, subjects: Sequence[str] | None = None) -> None:
         """Drop the seeds of these subjects (all by default), to be drawn anew at their next visit."""
@@ -182,6 +237,12 @@ class ScanIndexSets(nn.Module):
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
         """Restore :meth:`get_extra_state`."""
         self.seeds = dict(state)
+
+
+def held_out(grid: IndexGrid, generator: torch.Generator | None, count: int = HELD_OUT) -> Tensor:
+    """Codes int64 ``(count,)`` of random voxels of the scan, padding excluded."""
+    limit = torch.tensor(grid.shape)
+    return grid.encode((torch.rand((count, len(limit)), generator=generator) * limit).long())
 
 
 def _noise(codes: Tensor, channels: int, generator: torch.Generator) -> Tensor:

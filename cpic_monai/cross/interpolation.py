@@ -65,14 +65,20 @@ def interpolate(matrix: Tensor, rows: Tensor, alive: Tensor, ridge: Ridge) -> Te
     return out * mask[..., None, :]
 
 
-def _cholesky(matrix: Tensor, attempts: int = 4) -> Tensor:
+JITTERS = (1e-12, 1e-11, 1e-10, 1e-9)
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
     """Cholesky factor, with jitter only for the matrices where it failed (as linear_operator does).
 
     Raises
     ------
     torch.linalg.LinAlgError
-        Naming how many matrices hold NaN or stay indefinite.
+        Naming how many matrices hold NaN or stay indefinite; on a GPU NaN comes out instead, because to look would
+        make the host wait in the middle of a sweep.
     """
+    if matrix.device.type != "cpu":
+        return cholesky_without_waiting(matrix)
     factor, info = torch.linalg.cholesky_ex(matrix)
     if not bool(info.any()):
         return factor
@@ -82,14 +88,27 @@ def _cholesky(matrix: Tensor, attempts: int = 4) -> Tensor:
             f"{count} of {info.numel()} cross matrices hold NaN or infinite values: "
             "the encoder diverged or a scan holds such voxels"
         )
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    scale = torch.diagonal(matrix, dim1=-2, dim2=-1).amax(-1)[..., None, None].detach()
-    for attempt in range(attempts):
-        jitter = torch.where(info[..., None, None] > 0, scale * 10.0 ** (attempt - 12), torch.zeros_like(scale))
-        factor, failed = torch.linalg.cholesky_ex(matrix + jitter * eye)
+    for jitter in JITTERS:
+        factor, failed = torch.linalg.cholesky_ex(_lifted(matrix, info, jitter))
         if not bool(failed.any()):
             return factor
     raise torch.linalg.LinAlgError(
         f"{int((failed > 0).sum())} of {info.numel()} cross matrices are indefinite even with jitter "
-        f"{10.0 ** (attempts - 13):.0e}; raise the ridge"
+        f"{JITTERS[-1]:.0e}; raise the ridge"
     )
+
+
+def cholesky_without_waiting(matrix: Tensor) -> Tensor:
+    """The same factor without a branch on data: on a GPU nothing is copied to the host.
+
+    One retry, at the largest jitter, is always computed; the matrices are ``r x r``, so it costs next to nothing.
+    """
+    _, info = torch.linalg.cholesky_ex(matrix)
+    return torch.linalg.cholesky_ex(_lifted(matrix, info, JITTERS[-1]))[0]
+
+
+def _lifted(matrix: Tensor, info: Tensor, jitter: float) -> Tensor:
+    """The matrices with ``jitter``, relative to their largest entry, on the diagonals of those that failed."""
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    scale = torch.diagonal(matrix, dim1=-2, dim2=-1).amax(-1)[..., None, None].detach()
+    return matrix + torch.where(info[..., None, None] > 0, scale * jitter, torch.zeros_like(scale)) * eye

@@ -10,7 +10,12 @@ from cpic_monai.grid import IndexGrid
 
 
 def suffix_sets(
-    grid: IndexGrid, seeds: Tensor, rank: int, channels: int, generator: torch.Generator | None = None
+    grid: IndexGrid,
+    seeds: Tensor,
+    rank: int,
+    channels: int,
+    generator: torch.Generator | None = None,
+    pivots: int | None = None,
 ) -> tuple[Tensor, ...]:
     """Nested right index sets whose suffixes are those of the seed voxels, filled up at random.
 
@@ -18,8 +23,9 @@ def suffix_sets(
     ----------
     seeds
         Voxel codes int64 ``(G, S)``, ``S >= 1``; suffixes are taken in their order of coming.
-    rank, channels
-        Bond rank and channels of the encoding; they fix the sets' sizes (:func:`right_sizes`).
+    rank, channels, pivots
+        Largest set, channels of the encoding and largest left set (``rank`` by default); they fix the sets' sizes
+        (:func:`right_sizes`).
 
     Returns
     -------
@@ -34,7 +40,7 @@ def suffix_sets(
     right = empty_code(groups)
     wanted = torch.zeros_like(seeds)
     out: list[Tensor] = []
-    sizes = right_sizes(grid, rank, channels)
+    sizes = right_sizes(grid, rank, channels, pivots)
     for k in range(len(grid.modes) - 1, 0, -1):
         mode = grid.modes[k]
         wanted = wanted + mode[digits[..., k]]

@@ -102,6 +102,75 @@ def half_sweep(
     return TensorTrain(tuple(cores)), CrossIndices(tuple(lefts), tuple(right), tuple(alives))
 
 
+@torch.no_grad()
+def alternate(
+    evaluate: Evaluate,
+    grid: IndexGrid,
+    right: Sequence[Tensor],
+    rank: int,
+    rounds: int,
+    held_out: Tensor,
+    *,
+    joint: bool,
+    tol: float = 1e-9,
+    ridge: Ridge | None = None,
+) -> tuple[Tensor, ...]:
+    """Right index sets chosen anew by sweeps from right to left, each against the left sets of a sweep from the left.
+
+    A round looks at twice the voxels of a :func:`half_sweep`. Of all rounds' sets, and those given, each scan (with
+    ``joint``: the cohort) keeps those of the smallest error at ``held_out``, so the error there never grows.
+
+    Parameters
+    ----------
+    right
+        As in :func:`half_sweep`; the new sets have the same sizes.
+    held_out
+        Codes int64 ``(M,)`` of random voxels that tell which sets are best.
+    """
+    voxels = held_out[None].expand(right[0].shape[0] if right else 1, -1)
+    truth = evaluate(voxels).double()
+    digits = grid.digits(held_out)
+    best, least = tuple(right), None
+    sizes = tuple(r.shape[1] for r in right)
+    for n in range(rounds + 1):
+        train, indices = half_sweep(evaluate, grid, right, rank, joint=joint, tol=tol, ridge=ridge)
+        error = _held_out_error(train, digits, truth)
+        error = error.mean(0, keepdim=True) if joint else error
+        if least is None:
+            least = error
+        else:
+            better = error < least
+            least = torch.where(better, error, least)
+            best = tuple(torch.where(better[:, None].cpu(), new, old) for new, old in zip(right, best, strict=True))
+        if n < rounds:
+            right = _choose_right(evaluate, grid, indices.left, sizes, joint, tol)
+    return best
+
+
+def _held_out_error(train: TensorTrain, digits: Tensor, truth: Tensor) -> Tensor:
+    """Squared error relative to the squared norm, ``(B,)``."""
+    wrong = (train.at(digits.to(truth.device)) - truth).square().flatten(1).sum(1)
+    return wrong / truth.square().flatten(1).sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _choose_right(
+    evaluate: Evaluate, grid: IndexGrid, left: Sequence[Tensor], sizes: Sequence[int], joint: bool, tol: float
+) -> tuple[Tensor, ...]:
+    """Nested right index sets of these sizes by pivoting on (digit, suffix) against left sets, from the last mode."""
+    choose = joint_rows if joint else pivoted_rows
+    suffix = empty_code(left[0].shape[0], left[0].device) if left else empty_code(1)
+    out: list[Tensor] = []
+    for k in range(len(grid.modes) - 1, 0, -1):
+        suffixes = extend_right(grid.modes[k].to(suffix.device), suffix)  # (G, n*s)
+        prefixes = left[k - 1]
+        values = evaluate((suffixes[:, :, None] + prefixes[:, None, :]).flatten(1)).double()
+        matrix = values.reshape(values.shape[0], suffixes.shape[1], -1)
+        rows, _ = choose(matrix, sizes[k - 1], tol)
+        suffix = suffixes.gather(1, rows)
+        out.append(suffix)
+    return tuple(reversed(out))
+
+
 def _complete(evaluate: Evaluate, left: Tensor, columns: Tensor, parents: Tensor, known: Tensor) -> Tensor:
     """Values ``(B, r, n*s, C)`` of a mode: the pivots' from the mode before, the others' from the encoder."""
     fresh, order = split_columns(parents, columns.shape[1])

@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
+from cpic_monai.distributed import barrier, gather_objects, rank
+from cpic_monai.handlers.share import share_index_sets
+from cpic_monai.networks import CPICNet
+
 logger = logging.getLogger(__name__)
 
 
@@ -25,6 +29,16 @@ def save_atomically(state: Any, path: str | Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def save_together(objects: Mapping[str, Any], path: Path, more: Mapping[str, Any] | None = None) -> None:
+    """The first process saves the objects' states and ``more``; all go on once the file is there."""
+    for item in objects.values():
+        if isinstance(item, CPICNet):
+            share_index_sets(item)
+    if rank() == 0:
+        save_atomically({name: item.state_dict() for name, item in objects.items()} | dict(more or {}), path)
+    barrier(f"checkpoint {path.name}")
 
 
 class BestCheckpoint:
@@ -53,7 +67,7 @@ class BestCheckpoint:
         """Save if the epoch just evaluated is the best."""
         if getattr(engine.state, "best_metric_epoch", -1) != engine.state.epoch:
             return
-        save_atomically({name: item.state_dict() for name, item in self.objects.items()}, self.path)
+        save_together(self.objects, self.path)
         best = getattr(engine.state, "best_metric", float("nan"))
         logger.info(f"epoch {engine.state.epoch}: best key metric so far, {best:.4f}; saved {self.path.name}")
 
@@ -82,20 +96,26 @@ class LastCheckpoint:
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, after the handlers whose effect is to be saved."""
-        if self.resume and self.path.exists():
+        found = gather_objects(self.path.exists())
+        if self.resume and not all(found) and any(found):
+            lacking = ", ".join(str(n) for n, there in enumerate(found) if not there)
+            raise FileNotFoundError(
+                f"rank {lacking} does not see {self.path}, other processes do: `output_dir` must be on a file system "
+                "that all machines share"
+            )
+        if self.resume and found[0]:
             self.load(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Save now."""
-        state: dict[str, Any] = {name: item.state_dict() for name, item in self.objects.items()}
-        state["epoch"], state["iteration"] = engine.state.epoch, engine.state.iteration
+        state: dict[str, Any] = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
         if self.evaluator is not None:
             best = self.evaluator.state
             state["best"] = {
                 "metric": float(getattr(best, "best_metric", -1)), "epoch": int(getattr(best, "best_metric_epoch", -1)),
             }  # fmt: skip
-        save_atomically(state, self.path)
+        save_together(self.objects, self.path, state)
 
     def load(self, engine: Engine) -> None:
         """Restore the objects and the trainer's epoch.

@@ -13,6 +13,8 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cpic_monai.distributed import broadcast_module, gather_trains, gather_visits, rank
+from cpic_monai.handlers.share import share_index_sets
 from cpic_monai.networks import CPICNet, LeaveOneOutRidge, QuantileHead
 from cpic_monai.networks.basis import mean_inner
 from cpic_monai.tensor_train import TensorTrain, concatenate
@@ -58,7 +60,8 @@ class FitBasisAndHead:
     network
         To be fitted; its encoder is left as it is.
     loader
-        Batches of all training scans without augmentation, sampled at the network's present voxels.
+        Batches of all training scans without augmentation, sampled at the network's present voxels. Of several
+        processes each gives the scans dealt to it (:func:`cpic_monai.distributed.deal`); all fit on all scans.
     loss_function
         Of quantiles ``(R, Q)`` and normalised targets ``(R, 1)``.
     schedule
@@ -95,13 +98,17 @@ class FitBasisAndHead:
         """Fit now."""
         training = self.network.training
         self.network.eval()
+        share_index_sets(self.network)
         trains, rows = collect_trains(self.network, self.loader, self.device)
+        share_index_sets(self.network)
         if self.schedule is None:
             features = self.network.basis.fit(trains)
         else:
             features = self._supervised(trains, rows)
             loss = fit_head(self.network.head, features, rows, self.loss_function, self.schedule, self.seed)
             logger.info(f"basis of {len(features)} scans, head fitted to a pinball loss of {loss:.4f}")
+        # Equal by construction; bit for bit also where processes compute on unlike hardware.
+        broadcast_module(self.network)
         self.network.train(training)
 
     def _supervised(self, trains: list[TensorTrain], rows: dict[str, Tensor]) -> Tensor:
@@ -140,11 +147,11 @@ def tune_ridge(
 def collect_trains(
     network: CPICNet, loader: Iterable[dict[str, Any]], device: torch.device
 ) -> tuple[list[TensorTrain], dict[str, Tensor]]:
-    """Trains of a loader's scans, one a draw, and ``tabular``, ``label``, ``scan_index`` of their visits."""
+    """Trains of the scans, one a draw, and ``tabular``, ``label``, ``scan_index`` of their visits, of all processes."""
     parts: list[list[TensorTrain]] = []
     rows: dict[str, list[Tensor]] = {"tabular": [], "label": [], "scan_index": []}
     count = 0
-    for batch in tqdm(loader, desc="decompose scans", unit="batch", leave=False):
+    for batch in tqdm(loader, desc="decompose scans", unit="batch", leave=False, disable=rank() > 0):
         image = batch["image"].to(device) if isinstance(batch["image"], Tensor) else batch["image"]
         parts.append(network.decompose(image, batch["subject"]))
         for key in ("tabular", "label"):
@@ -154,7 +161,7 @@ def collect_trains(
     if not parts:
         raise ValueError("no training scans to fit the basis on: the loader is empty")
     trains = [concatenate(draw) for draw in zip(*parts, strict=True)]
-    return trains, {key: torch.cat(values) for key, values in rows.items()}
+    return gather_trains(trains), gather_visits({key: torch.cat(values) for key, values in rows.items()}, count)
 
 
 def fit_head(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 from monai.transforms import Randomizable
 from monai.utils import set_determinism
+
+from cpic_monai.distributed import rank
 
 
 class SeedEpoch:
@@ -21,10 +24,17 @@ class SeedEpoch:
         Of the run.
     dataset
         A dataset with a ``transform`` attribute, or None.
+    generator
+        The loader's, from which the seeds of its workers are drawn; None where it has none of its own.
+
+    Notes
+    -----
+    Of several processes each augments its scans by random numbers of its own; all other random numbers, those of the
+    head's noise among them, are the same everywhere, since every process computes the whole batch after the encoder.
     """
 
-    def __init__(self, seed: int, dataset: Any = None) -> None:
-        self.seed, self.dataset = seed, dataset
+    def __init__(self, seed: int, dataset: Any = None, generator: torch.Generator | None = None) -> None:
+        self.seed, self.dataset, self.generator = seed, dataset, generator
 
     def attach(self, engine: Engine) -> None:
         """Run at the start of every epoch, before the loader starts."""
@@ -34,6 +44,9 @@ class SeedEpoch:
         """Seed now."""
         seed = self.seed + 100_003 * engine.state.epoch
         set_determinism(seed % (2**32), use_deterministic_algorithms=None)
+        own = (seed + 15_485_863 * rank()) % (2**32)
+        if self.generator is not None:
+            self.generator.manual_seed(own)
         transform = getattr(self.dataset, "transform", None)
         if isinstance(transform, Randomizable):
-            transform.set_random_state(seed=seed % (2**32))
+            transform.set_random_state(seed=own)

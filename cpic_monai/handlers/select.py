@@ -12,6 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cpic_monai.cross.bank import CohortIndexSets, ScanIndexSets
+from cpic_monai.cross.random_voxels import RandomVoxels
+from cpic_monai.distributed import broadcast_module, gather_rows, rank, world_size
 from cpic_monai.networks import CPICNet
 
 logger = logging.getLogger(__name__)
@@ -90,31 +92,41 @@ def select_index_sets(
     tol: float = 1e-4,
     seed: int = 0,
 ) -> None:
-    """Choose the network's index sets anew; see :class:`SelectIndexSets` for the parameters."""
+    """Choose the network's index sets anew; see :class:`SelectIndexSets` for the parameters.
+
+    Of several processes each encodes some of the scans, and all choose from the values of all.
+    """
     sets = network.indices
     if isinstance(sets, ScanIndexSets):
         sets.forget()
         return
-    if not isinstance(sets, CohortIndexSets):
+    if not isinstance(sets, CohortIndexSets | RandomVoxels):
         return
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(dataset), generator=generator)[:scans].tolist()
-    source = network.source([dataset[i]["image"] for i in chosen])
+    images = [dataset[i]["image"] for i in chosen]
+    source = network.source(images)
+    # With fewer scans than processes each encodes all of them.
+    dealt = 1 < world_size() <= len(images)
+    mine = network.source(images[rank() :: world_size()]) if dealt else source
     training = network.training
     network.eval()
     draws = sets.draws if draws is None else draws
-    candidates = network.seeds(source, generator)  # (S, rank)
-    places = [torch.randint(candidates.numel(), (network.rank,), generator=generator) for _ in range(draws)]
+    wanted = sets.seeds_wanted
+    candidates = network.seeds(source, generator, max(network.rank, -(-2 * wanted // len(images))))
+    places = [torch.randint(candidates.numel(), (wanted,), generator=generator) for _ in range(draws)]
     seeds = [candidates.flatten()[place] for place in places]
-    with tqdm(desc="select voxels", unit="voxel", total=None, leave=False) as bar:
+    with tqdm(desc="select voxels", unit="voxel", total=None, leave=False, disable=rank() > 0) as bar:
 
         def evaluate(codes: Tensor) -> Tensor:
             bar.update(codes.shape[1])
-            return network.encode(source.patches(network.grid.decode(codes[0])))
+            values = network.encode(mine.patches(network.grid.decode(codes[0])))
+            return gather_rows(values, "voxel selection") if dealt else values
 
         sets.select(evaluate, seeds, generator, tol)
+    broadcast_module(sets)
     network.train(training)
-    used = sets.alive.sum(-1).float().mean().item()
-    logger.info(
-        f"selected {len(sets.codes())} voxels in {draws} draw(s) on {len(chosen)} scans; mean bond rank {used:.1f}"
+    bonds = (
+        f"; mean bond rank {sets.alive.sum(-1).float().mean().item():.1f}" if isinstance(sets, CohortIndexSets) else ""
     )
+    logger.info(f"selected {len(sets.codes())} voxels in {draws} draw(s) on {len(chosen)} scans{bonds}")

@@ -38,7 +38,8 @@ def summarise(
     missing_truth: Literal["error", "omit"] = "error",
 ) -> dict[str, float | int]:
     """
-    Metrics of a predictions frame, by the same classes that score an epoch.
+    Metrics of a predictions frame, by the same classes that score an epoch; of this frame alone, whatever other
+    processes do.
 
     Parameters
     ----------
@@ -73,7 +74,6 @@ def summarise(
     result: dict[str, float | int] = dict.fromkeys(NAMES, math.nan)
     if len(pred):
         for key, metric in named_metrics(tuple(columns), sigma_min, error_max).items():
-            metric(pred, truth)
-            result[key] = float(metric.aggregate())
+            result[key] = float(metric.reduce(torch.as_tensor(metric(pred, truth))))
     result["n"] = len(pred)
     return result

@@ -105,7 +105,7 @@ class QuantileMetric(CumulativeIterationMetric):
 
     def aggregate(self) -> torch.Tensor:
         """
-        The metric over all rows since the last reset.
+        The metric over all rows of all processes since the last reset; every process must call it.
 
         Returns
         -------
@@ -116,7 +116,22 @@ class QuantileMetric(CumulativeIterationMetric):
         ValueError
             If there are no rows.
         """
-        return self._buffer().mean()
+        return self.reduce(self._buffer())
+
+    def reduce(self, rows: torch.Tensor) -> torch.Tensor:
+        """
+        The metric of these rows alone, without the buffer and without asking other processes.
+
+        Parameters
+        ----------
+        rows : Tensor, float64, shape (R, K)
+            What calling the metric returns.
+
+        Returns
+        -------
+        Tensor, float64, scalar
+        """
+        return rows.mean()
 
 
 class MeanAbsoluteError(QuantileMetric):
@@ -144,8 +159,8 @@ class RootMeanSquaredError(MeanAbsoluteError):
     def _rows(self, pred: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         return self._error(pred, truth).square()
 
-    def aggregate(self) -> torch.Tensor:
-        return self._buffer().mean().sqrt()
+    def reduce(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.mean().sqrt()
 
 
 class R2(MeanAbsoluteError):
@@ -159,8 +174,8 @@ class R2(MeanAbsoluteError):
     def _rows(self, pred: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         return torch.cat([self._error(pred, truth).square(), truth], dim=1)
 
-    def aggregate(self) -> torch.Tensor:
-        squared, truth = self._buffer().unbind(dim=1)
+    def reduce(self, rows: torch.Tensor) -> torch.Tensor:
+        squared, truth = rows.unbind(dim=1)
         if bool((truth == truth[0]).all()):
             return torch.full((), math.nan, dtype=truth.dtype, device=truth.device)
         return 1.0 - squared.sum() / (truth - truth.mean()).square().sum()

@@ -137,7 +137,7 @@ class CanonicalBasis(nn.Module):
 
 
 def mean_inner(a: Sequence[TensorTrain], b: Sequence[TensorTrain]) -> Tensor:
-    """Gram matrix ``(B_a, B_b)`` averaged over draws of index sets; draw ``i`` meets draw ``i``.
+    """Gram matrix, float64 ``(B_a, B_b)``, averaged over draws of index sets; draw ``i`` meets draw ``i``.
 
     Raises
     ------
@@ -146,7 +146,8 @@ def mean_inner(a: Sequence[TensorTrain], b: Sequence[TensorTrain]) -> Tensor:
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} draws of index sets meet a basis of {len(b)}: refit the basis after changing draws")
-    return torch.stack([inner(x, y.to(x.cores[0])) for x, y in zip(a, b, strict=True)]).mean(0)
+    # Few numbers, whose differences matter: float64 whatever the precision of the cores.
+    return torch.stack([inner(x, y.to(x.cores[0])) for x, y in zip(a, b, strict=True)]).double().mean(0)
 
 
 def _principal(centred: Tensor, rank: int) -> Tensor:

@@ -10,16 +10,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cpic_monai.cross import Ridge
-from cpic_monai.cross.bank import CohortIndexSets, EveryVoxel, ScanIndexSets
+from cpic_monai.cross.bank import ScanIndexSets
+from cpic_monai.cross.kinds import IndexSets, make_index_sets
 from cpic_monai.grid import IndexGrid
 from cpic_monai.networks.basis import CanonicalBasis
 from cpic_monai.networks.encoder import PatchEncoder, VoxelValues
 from cpic_monai.networks.heads import QuantileHead
 from cpic_monai.networks.patch_source import DenseSource, LazyScan, LazySource, PatchSource
+from cpic_monai.networks.tensor_train_regression import TensorTrainRegression
 from cpic_monai.tensor_train import TensorTrain
 
 CPU_PATCHES = 1024
-INDEX_SETS = ("cohort", "scan", "every_voxel")
+PROJECTIONS = ("basis", "trl")
+ALGEBRA = {"float64": torch.float64, "float32": torch.float32}
 
 
 class CPICNet(nn.Module):
@@ -39,13 +42,19 @@ class CPICNet(nn.Module):
         See :class:`cpic_monai.grid.IndexGrid`.
     index_sets
         ``cohort``: shared by all scans and part of the model. ``scan``: each scan its own. ``every_voxel``: no
-        cross-approximation but TT-SVD of the dense encoding (small scans).
+        cross-approximation but TT-SVD of the dense encoding (small scans). ``picked_values``, ``random_voxels``: the
+        controls of :mod:`cpic_monai.cross.random_voxels`.
     draws
         Draws of index sets averaged over (``cohort``).
     encoder
         False for the "TT + MLP" baseline.
     scales
         Context scales a patch is read at.
+    projection
+        From trains to features. ``basis``: the canonical basis (paper Sec. 3.3). ``trl``: learned weights in
+        tensor-train form (:class:`cpic_monai.networks.TensorTrainRegression`), for the joint recipe.
+    trl_rank, trl_dropout
+        Bond rank of those weights (``rank`` by default), and probability of tensor dropout on their bonds.
     tabular_features, tabular_hidden, joint_hidden, quantiles, noise, batch_norm
         Of the head, see :class:`cpic_monai.networks.QuantileHead`.
     index_batch_bytes
@@ -59,6 +68,13 @@ class CPICNet(nn.Module):
         Intensity, after preprocessing, that seed voxels of the index sets exceed: the noise of air is no place to look.
     seed
         Of the first index sets and of seeds for scans never seen.
+    oversampling
+        See :class:`cpic_monai.cross.bank.CohortIndexSets`.
+    algebra
+        ``float64`` or ``float32``: precision of the interpolation and the inner products. On a GPU without fast float64
+        ``float32`` is quicker; the ridge is then widened to float32's rounding.
+    amp
+        True: the encoder runs under autocast (bfloat16 on a CPU, float16 on a GPU).
     """
 
     def __init__(
@@ -73,6 +89,9 @@ class CPICNet(nn.Module):
         draws: int = 1,
         encoder: bool = True,
         scales: Sequence[int] = (1,),
+        projection: str = "basis",
+        trl_rank: int | None = None,
+        trl_dropout: float = 0.0,
         tabular_features: int = 1,
         tabular_hidden: Sequence[int] = (500, 100),
         joint_hidden: Sequence[int] = (100, 20),
@@ -84,24 +103,28 @@ class CPICNet(nn.Module):
         ridge: dict[str, Any] | None = None,
         foreground: float = 0.0,
         seed: int = 0,
+        oversampling: float = 1.0,
+        algebra: str = "float64",
+        amp: bool = False,
     ) -> None:
         super().__init__()
-        if index_sets not in INDEX_SETS:
-            raise ValueError(f"index_sets {index_sets!r} is none of {', '.join(INDEX_SETS)}")
         self.grid = IndexGrid(tuple(spatial_shape), unfolding)
         self.encoder = PatchEncoder(in_channels, channels, features) if encoder else VoxelValues(in_channels)
         self.rank, self.seed, self.scales, self.moving_basis = rank, seed, tuple(scales), moving_basis
         self.index_batch_bytes, self.foreground = index_batch_bytes, foreground
-        given = Ridge(**(ridge or {}))
+        if algebra not in ALGEBRA:
+            raise ValueError(f"algebra {algebra!r} is none of {', '.join(ALGEBRA)}")
+        self.algebra, self.amp = ALGEBRA[algebra], amp
+        given = Ridge(**(ridge or ({} if algebra == "float64" else {"relative": 1e-5, "floor": 1e-7})))
         depth = self.encoder.channels
-        self.indices: CohortIndexSets | ScanIndexSets | EveryVoxel
-        if index_sets == "cohort":
-            self.indices = CohortIndexSets(self.grid, rank, depth, draws, seed, given)
-        elif index_sets == "scan":
-            self.indices = ScanIndexSets(self.grid, rank, depth, given)
-        else:
-            self.indices = EveryVoxel(self.grid, rank)
+        self.indices: IndexSets = make_index_sets(index_sets, self.grid, rank, depth, draws, seed, given, oversampling)
+        if projection not in PROJECTIONS:
+            raise ValueError(f"projection {projection!r} is none of {', '.join(PROJECTIONS)}")
         self.basis = CanonicalBasis(rank)
+        if projection == "trl":
+            modes = getattr(self.indices, "mode_sizes", self.grid.mode_sizes)
+            learned = TensorTrainRegression(modes, depth, trl_rank or rank, rank, trl_dropout)
+            self.basis = learned  # type: ignore[assignment]  # it has the basis's methods
         self.head = QuantileHead(rank, tabular_features, tabular_hidden, joint_hidden, quantiles, noise, batch_norm)
 
     @property
@@ -154,9 +177,13 @@ class CPICNet(nn.Module):
             patches = image
         else:
             patches = self.source(image).patches(self.indices.voxels())
-        values = self.encode(patches).double()
-        _check_finite(values, subjects)
-        return self.indices.decompose(values)
+        values = self.encode(patches).to(self.algebra)
+        if values.device.type == "cpu":
+            _check_finite(values, subjects)
+            return self.indices.decompose(values)
+        trains = self.indices.decompose(values)
+        _check_finite(values, subjects)  # makes the host wait, so only after everything is in the GPU's queue
+        return trains
 
     def encode(self, patches: Tensor) -> Tensor:
         """Encodings ``(S, N, channels)`` of patches ``(S, N, C, p, p, p)``, minus that of empty background.
@@ -168,7 +195,8 @@ class CPICNet(nn.Module):
         device = next(self.encoder.parameters(), patches).device
         flat = patches.to(device, torch.float32).flatten(0, 1)
         blank = flat.new_zeros((1, *flat.shape[1:]))
-        values = self._encode_batched(flat) - self.encoder(blank)
+        with torch.autocast(device.type, enabled=self.amp):
+            values = self._encode_batched(flat).float() - self.encoder(blank).float()
         return values.reshape(*patches.shape[:2], -1)
 
     def voxels(self, subject: str | None = None) -> Tensor:
@@ -206,10 +234,10 @@ class CPICNet(nn.Module):
         self._check_shape(tuple(image.shape[2:]))
         return DenseSource(image, self.patch_size)
 
-    def seeds(self, source: PatchSource, generator: torch.Generator) -> Tensor:
-        """Codes int64 ``(S, rank)`` of random foreground voxels of each scan."""
+    def seeds(self, source: PatchSource, generator: torch.Generator, count: int | None = None) -> Tensor:
+        """Codes int64 ``(S, count)`` of random foreground voxels of each scan, ``rank`` of them by default."""
         limit = torch.tensor(self.grid.shape) - 1
-        voxels = source.foreground(self.rank, generator, self.foreground).cpu()
+        voxels = source.foreground(count or self.rank, generator, self.foreground).cpu()
         return self.grid.encode(voxels.clamp(min=torch.zeros_like(limit), max=limit))
 
     def _sweep(

@@ -40,7 +40,10 @@ class PatchEncoder(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """``(M, in_channels, p, p, p)`` to ``(M, channels)``."""
         # Channels last runs four times faster here: the first layers have few channels, tiny cubes and a large batch.
-        return self.layers(patches.contiguous(memory_format=torch.channels_last_3d)).flatten(1)
+        hidden = self.layers[:-1](patches.contiguous(memory_format=torch.channels_last_3d))
+        # The sigmoid in float32 even under autocast: encodings differ from background's by little, and 0.5 plus that
+        # little would be rounded away.
+        return self.layers[-1](hidden.float()).flatten(1)
 
 
 class VoxelValues(nn.Module):

@@ -1,9 +1,12 @@
-"""What is left of a run for people to read: predictions.csv, metrics.json and report.html."""
+"""What a run leaves for people to read: predictions.csv, metrics.json, the report as HTML, Markdown and JSON."""
 
+from cpic_monai.report.checksum import data_checksum, data_record
+from cpic_monai.report.comparison import DifferentPatientsError, Evaluated, compare
+from cpic_monai.report.comparison_page import write_comparison
 from cpic_monai.report.page import write_report
 from cpic_monai.report.picked import PickedScan
 from cpic_monai.report.predictions import check_predictions, predictions_frame, read_predictions, write_predictions
-from cpic_monai.report.provenance import collect_provenance, config_digest, data_checksum
+from cpic_monai.report.provenance import collect_provenance, config_digest
 from cpic_monai.report.summary import (
     constant_baseline,
     describe_cohort,
@@ -13,17 +16,22 @@ from cpic_monai.report.summary import (
 )
 
 __all__ = [
+    "DifferentPatientsError",
+    "Evaluated",
     "PickedScan",
     "check_predictions",
     "collect_provenance",
+    "compare",
     "config_digest",
     "constant_baseline",
     "data_checksum",
+    "data_record",
     "describe_cohort",
     "predictions_frame",
     "read_metrics",
     "read_predictions",
     "summarise_splits",
+    "write_comparison",
     "write_metrics",
     "write_predictions",
     "write_report",

@@ -1,11 +1,13 @@
-"""Writing a file so that a reader sees the old one or the new one, never half of it."""
+"""Writing files so that a reader sees the old ones or the new ones, never half of them."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["write_text_atomically"]
+__all__ = ["replace_folder", "write_text_atomically"]
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> Path:
@@ -39,4 +41,46 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> Path:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)  # there only if something above failed
+    return path
+
+
+def replace_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> Path:
+    """
+    Make a folder hold these files and no others, by way of a temporary folder beside it.
+
+    Parameters
+    ----------
+    path : path
+        Without files it is removed.
+    files : mapping
+        Name to content.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; an older folder stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
+    try:
+        if files:
+            fresh.mkdir()
+            for name, data in files.items():
+                (fresh / name).write_bytes(data)
+        if path.exists():
+            os.replace(path, old)
+        if files:
+            os.replace(fresh, path)
+    except OSError:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)  # there only if something above failed
+        shutil.rmtree(old, ignore_errors=True)
     return path

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from cpic_monai.metrics import quantile_columns
+from cpic_monai.report.bootstrap import DRAWS, interval, patient_weights
 from cpic_monai.report.style import ACCENT, INK, MUTED, OTHER, PAPER, RC, WARN, Picture, canvas, number, percent, svg
 
 __all__ = [
@@ -84,11 +85,11 @@ def predicted_against_true(frame: pd.DataFrame, target_name: str, unit: str) -> 
     return Picture(svg(figure, "predicted-against-true", alt), "Predicted against true", caption, alt)
 
 
-def observed_shares(frame: pd.DataFrame, draws: int = 1000) -> pd.DataFrame:
+def observed_shares(frame: pd.DataFrame, draws: int = DRAWS) -> pd.DataFrame:
     """
     Share of true values at or below each predicted quantile, with its uncertainty over subjects.
 
-    Visits of a subject resemble each other, hence the bootstrap draws subjects, not rows.
+    The bootstrap draws subjects, not rows: see `bootstrap`.
 
     Parameters
     ----------
@@ -109,9 +110,9 @@ def observed_shares(frame: pd.DataFrame, draws: int = 1000) -> pd.DataFrame:
     result = pd.DataFrame({"nominal": list(columns), "observed": below.mean().to_numpy()})
     result["low"] = result["high"] = math.nan
     if len(rows) > 1:
-        weights = np.random.default_rng(0).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=draws)
+        weights = patient_weights(len(rows), draws)
         shares = (weights @ sums) / (weights @ rows)[:, None]
-        result["low"], result["high"] = np.quantile(shares, [0.025, 0.975], axis=0)
+        result[["low", "high"]] = [interval(column) for column in shares.T]
     return result
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a set of predictions."""
+"""The report about a set of predictions: one self-contained HTML page, and the same as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -8,94 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy.typing as npt
 import pandas as pd
 
-from cpic_monai.metrics import summarise
-from cpic_monai.report import figures, words
-from cpic_monai.report.atomic import write_text_atomically
+from cpic_monai.report import figures, tables, words
+from cpic_monai.report.content import report_content
+from cpic_monai.report.export import render, write_all
 from cpic_monai.report.picked import PickedScan, picked_pictures
-from cpic_monai.report.predictions import check_predictions, strata_columns
+from cpic_monai.report.predictions import check_predictions
 from cpic_monai.report.provenance import without_paths
-from cpic_monai.report.style import Picture, number
-from cpic_monai.report.summary import describe_cohort
-from cpic_monai.report.trajectories import has_courses, subject_errors, trajectories
+from cpic_monai.report.style import Picture
+from cpic_monai.report.subgroups import subgroup_figure, subgroup_scores
+from cpic_monai.report.trajectories import has_courses, subject_trajectory, trajectories
 
 __all__ = ["write_report"]
-
-WORST = 10
-_COHORT_LABELS = {
-    "subjects": "Subjects",
-    "target_mean": "Mean",
-    "target_sd": "SD",
-}
-
-
-def _cohort_table(cohort: Mapping[str, Any], frame: pd.DataFrame) -> dict[str, Any]:
-    """Columns and rows of the cohort table (one row a split), and single facts that stand above it."""
-    facts = {str(key): value for key, value in cohort.items() if not isinstance(value, Mapping)}
-    splits = describe_cohort(frame)
-    for split, entry in cohort.items():
-        if isinstance(entry, Mapping):
-            splits[str(split)] = {**splits.get(str(split), {}), **entry}
-    keys = list(dict.fromkeys(key for entry in splits.values() for key in entry))
-    rows = [{"split": split, "cells": [_cell(entry.get(key)) for key in keys]} for split, entry in splits.items()]
-    labels = _COHORT_LABELS | {"visits": _rows_word(frame)}
-    facts = {key.replace("_", " "): _cell(value) for key, value in without_paths(facts).items()}
-    return {"headings": [labels.get(key, key.replace("_", " ")) for key in keys], "rows": rows, "facts": facts}
-
-
-def _rows_word(frame: pd.DataFrame) -> str:
-    """What a row is called: a visit, where the cohort has such."""
-    return "Visits" if frame["visit"].notna().any() else "Rows"
-
-
-def _cell(value: Any) -> str:
-    if value is None or isinstance(value, float):
-        return number(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return number(value, 1)
-    return str(value)
-
-
-def _worst_cases(frame: pd.DataFrame) -> list[dict[str, str]]:
-    """The subjects furthest off, as text."""
-    worst = subject_errors(frame).head(WORST)
-    return [
-        {
-            "subject": str(row["subject"]),
-            "visits": number(row["visits"], 1),
-            "mae": number(row["mae"]),
-            "bias": ("+" if row["bias"] > 0 else "") + number(row["bias"]),
-            "width": number(row["width"]),
-            "coverage": words.written("coverage", row["coverage"]),
-        }
-        for row in worst.to_dict("records")
-    ]
-
-
-def _subgroups(frame: pd.DataFrame) -> list[dict[str, str]]:
-    """MAE and coverage of the values of every stratum that has two to eight of them."""
-    rows = []
-    for column in strata_columns(frame):
-        values = frame[column].astype(str)
-        if not 2 <= values.nunique() <= 8:
-            continue
-        for value, part in frame.groupby(values, sort=True):
-            scores = summarise(part, missing_truth="omit")
-            if scores["n"]:
-                rows.append(
-                    {
-                        "stratum": column.replace("_", " "),
-                        "value": str(value),
-                        "subjects": number(part["subject"].nunique(), 1),
-                        "n": number(scores["n"], 1),
-                        "mae": number(scores["mae"]),
-                        "coverage": words.written("coverage", float(scores["coverage"])),
-                    }
-                )
-    return rows
 
 
 def _pretty(value: Any) -> str:
@@ -115,12 +41,15 @@ def write_report(
     curves: Mapping[str, Sequence[float] | npt.ArrayLike] | None = None,
     provenance: Mapping[str, Any] | None = None,
     title: str | None = None,
+    sigma_min: float = 70.0,
+    error_max: float = 1000.0,
 ) -> Path:
     """
-    Write `report.html`: headline, metrics, cohort, figures, worst cases, picked voxels, provenance.
+    Write `report.html`, and the same as `report.md` with `report_figures/`, and as `report.json`.
 
-    The page needs nothing outside itself, reads on a phone, in print, and in light and dark. Figures are about the
-    split held out for testing, else for validation, else the last one.
+    In this order: headline, metrics, cohort, courses, accuracy and calibration, worst cases with slices, subgroups,
+    voxels picked, training, provenance. The page needs nothing outside itself, reads on a phone, in print, and in light
+    and dark. Figures are about the split held out for testing, else for validation, else the last one.
 
     Parameters
     ----------
@@ -137,16 +66,19 @@ def write_report(
     visit_name : str, optional
         Such as "week". With None, or where no subject has two visits, sorted predictions stand in for courses.
     picked : sequence of PickedScan
+        Slices with the voxels picked; those of the worst cases are shown there, with their courses, the others apart.
     curves : mapping, optional
         See `figures.training_curves`.
     provenance : mapping, optional
         See `provenance.collect_provenance`. Absolute paths in it are cut to their last part.
     title : str, optional
+    sigma_min, error_max : float
+        Clips of the mLLL, in the target's unit: for the subgroups, and for whoever reads `report.json`.
 
     Returns
     -------
     Path
-        Of `report.html`, written under a temporary name, then renamed.
+        Of `report.html`. Every file is written under a temporary name, then renamed.
 
     Raises
     ------
@@ -159,52 +91,77 @@ def write_report(
     shown = frame[frame["split"] == split]
     entry = metrics.get(split) or {}
     known = bool(shown["truth"].notna().any())
-    courses: list[Picture] = []
-    overview: list[Picture] = []
-    if visit_name is not None and has_courses(shown):
-        courses = trajectories(shown, target_name=target_name, unit=unit, visit_name=visit_name)
-    else:
-        overview.append(figures.sorted_predictions(shown, target_name, unit))
+    labels: dict[str, str] = {"target_name": target_name, "unit": unit}
+    dated = visit_name is not None and has_courses(shown)
+    courses: list[Picture] = trajectories(shown, **labels, visit_name=visit_name) if dated and visit_name else []
+    overview: list[Picture] = [] if dated else [figures.sorted_predictions(shown, **labels)]
     if known:
-        overview.append(figures.predicted_against_true(shown, target_name, unit))
+        overview.append(figures.predicted_against_true(shown, **labels))
         overview.append(figures.calibration(shown))
-        overview.append(figures.residuals(shown, target_name, unit))
+        overview.append(figures.residuals(shown, **labels))
+    groups = subgroup_scores(frame, split, sigma_min=sigma_min, error_max=error_max) if known else []
+    overall = words.value_of(entry, "mae")
+    worst = tables.worst_cases(shown)
+    # Of the few subjects of a small split the better half is in the table, but no worst case.
+    half = max(shown["subject"].nunique() // 2, 1)
+    places = {row["subject"]: k for k, row in enumerate(worst[:half])}
+    looked_into = []
+    for scan in sorted((scan for scan in picked if scan.subject in places), key=lambda scan: places[scan.subject]):
+        heading, planes = picked_pictures(scan)
+        row = worst[places[scan.subject]]
+        if dated and visit_name and shown.loc[shown["subject"] == scan.subject, "visit"].notna().any():
+            name = f"worst-{places[scan.subject]}"
+            planes.append(subject_trajectory(shown, scan.subject, name=name, **labels, visit_name=visit_name))
+        looked_into.append({"heading": heading, "off": f"{row['mae']} {unit}".strip(), "pictures": planes})
+    others = [picked_pictures(scan) for scan in picked if scan.subject not in places]
     facts = without_paths(dict(provenance or {}))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cpic_monai.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("page.html.j2").render(
-        title=title or f"{target_name}: predictions of C\N{NON-BREAKING HYPHEN}PIC",
-        target_name=target_name,
-        unit=unit,
+    context: dict[str, Any] = {
+        "title": title or f"{target_name}: predictions of C\N{NON-BREAKING HYPHEN}PIC",
+        **labels,
+        "split": split,
+        "splits": splits,
+        "visit_name": visit_name,
+        "known": known,
+        "any_truth": bool(frame["truth"].notna().any()),
+        "rows_word": tables.rows_word(frame),
+        "sentences": words.headline(shown, split, entry, **labels, others=len(splits) > 1),
+        "tiles": words.tiles(entry, unit),
+        "columns": words.COLUMNS,
+        "metric_rows": words.metric_rows(metrics),
+        "cohort": tables.cohort_table(cohort, frame),
+        "courses": courses,
+        "total_subjects": int(shown["subject"].nunique()),
+        "interval": figures.interval_name(shown),
+        "overview": overview,
+        "training": figures.training_curves(curves or {}),
+        "worst": worst,
+        "looked_into": looked_into,
+        "subgroups": tables.subgroup_rows(groups),
+        "subgroup_figure": [subgroup_figure(groups, overall, unit)] if groups and overall == overall else [],
+        "picked": others,
+        "facts": {k.replace("_", " "): str(v) for k, v in facts.items() if not isinstance(v, (dict, list))},
+        "details": {k.replace("_", " "): _pretty(v) for k, v in facts.items() if isinstance(v, (dict, list))},
+    }
+    pictures = {
+        "courses": courses,
+        "accuracy": overview,
+        "worst": [picture for case in looked_into for picture in case["pictures"]],
+        "subgroups": context["subgroup_figure"],
+        "picked": [picture for _, planes in others for picture in planes],
+        "training": context["training"],
+    }
+    content = report_content(
+        frame,
+        title=context["title"],
         split=split,
-        splits=splits,
-        visit_name=visit_name,
-        known=known,
-        any_truth=bool(frame["truth"].notna().any()),
-        rows_word=_rows_word(frame),
-        sentences=words.headline(shown, split, entry, target_name=target_name, unit=unit, others=len(splits) > 1),
-        tiles=words.tiles(entry, unit),
-        columns=words.COLUMNS,
-        metric_rows=words.metric_rows(metrics),
-        cohort=_cohort_table(cohort, frame),
-        courses=courses,
-        total_subjects=int(shown["subject"].nunique()),
-        interval=figures.interval_name(shown),
-        overview=overview,
-        training=figures.training_curves(curves or {}),
-        worst=_worst_cases(shown),
-        subgroups=_subgroups(shown) if known else [],
-        picked=[picked_pictures(scan) for scan in picked],
-        facts={
-            key.replace("_", " "): str(value) for key, value in facts.items() if not isinstance(value, (dict, list))
-        },
-        details={
-            key.replace("_", " "): _pretty(value) for key, value in facts.items() if isinstance(value, (dict, list))
-        },
+        sentences=context["sentences"],
+        target={"name": target_name, "unit": unit, "visit": visit_name},
+        scoring={"sigma_min": sigma_min, "error_max": error_max},
+        metrics=metrics,
+        cohort=without_paths(dict(cohort)),
+        subgroups=groups,
+        picked=picked,
+        curves=curves or {},
+        provenance=facts,
     )
-    return write_text_atomically(Path(output_dir) / "report.html", html)
+    return write_all(output_dir, "report", render("page.html.j2", context), "page.md.j2", context, pictures, content)

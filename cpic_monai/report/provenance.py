@@ -9,15 +9,30 @@ import json
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["collect_provenance", "config_digest", "data_checksum", "package_versions", "without_paths"]
+from cpic_monai.report.checksum import data_record
 
-PACKAGES = ("cpic-monai", "monai", "torch", "numpy", "scipy", "pandas", "nibabel", "itk", "pydicom", "pytorch-ignite")
+__all__ = ["collect_provenance", "config_digest", "package_versions", "without_paths"]
+
+PACKAGES = (
+    "cpic-monai",
+    "monai",
+    "torch",
+    "numpy",
+    "scipy",
+    "pandas",
+    "nibabel",
+    "itk",
+    "pydicom",
+    "pytorch-ignite",
+    "mlflow",
+)
 
 # An absolute path of two parts or more: POSIX (also in sqlite:/// and file:// addresses, and after ~) or Windows.
 _START = r"(?:(?:(?:sqlite|file)://+)?/|~/|[A-Za-z]:[\\/]|\\\\)"
@@ -83,50 +98,13 @@ def config_digest(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def data_checksum(paths: Iterable[str | os.PathLike[str]], root: str | os.PathLike[str] | None = None) -> str:
-    """
-    SHA-256 over names and sizes of the files of a data set; contents are not read.
-
-    Parameters
-    ----------
-    paths : iterable of path
-        Files, or folders (DICOM series) whose files all count. Order and repeats do not matter.
-    root : path, optional
-        Names are taken relative to it, so that it may lie anywhere; without it, or for files outside it, names are the
-        last part, for files in a folder of `paths` from that folder on.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a path does not exist.
-    """
-    base = Path(root).resolve() if root is not None else None
-    entries: set[tuple[str, int]] = set()
-    for given in {Path(path).resolve() for path in paths}:
-        if not given.exists():
-            raise FileNotFoundError(f"data_checksum: {given} does not exist; was the scan moved since it was listed?")
-        for file in sorted(given.rglob("*")) if given.is_dir() else [given]:
-            if file.is_file():
-                inside = base is not None and file.is_relative_to(base)
-                name = file.relative_to(base) if inside and base is not None else file.relative_to(given.parent)
-                entries.add((name.as_posix(), file.stat().st_size))
-    digest = hashlib.sha256()
-    for posix, size in sorted(entries):
-        digest.update(f"{posix}\0{size}\n".encode())
-    return digest.hexdigest()
-
-
 def collect_provenance(
     *,
     config: Mapping[str, Any] | None = None,
     seed: int | None = None,
-    paths: Iterable[str | os.PathLike[str]] | None = None,
+    paths: Iterable[Any] | None = None,
     root: str | os.PathLike[str] | None = None,
+    tables: Iterable[str | os.PathLike[str]] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
@@ -137,22 +115,24 @@ def collect_provenance(
     config : mapping, optional
         The resolved configuration.
     seed : int, optional
-    paths, root : optional
-        See `data_checksum`.
+    paths, root, tables : optional
+        See `checksum.data_record`.
     extra : mapping, optional
         Further entries, such as the epoch of the checkpoint.
 
     Returns
     -------
     dict
-        ``date`` (UTC, ISO 8601), ``platform``, ``python``, ``packages``, and as given ``seed``, ``config_sha256``,
-        ``config``, ``data_sha256`` and the extra entries; no absolute path, no host and no user name.
+        ``date`` (UTC, ISO 8601), ``platform``, ``python``, ``packages``, ``command``, and as given ``seed``,
+        ``config_sha256``, ``config``, ``data_sha256`` with ``data`` (of what it is) and the extra entries; no absolute
+        path, no host and no user name.
     """
     result: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": package_versions(),
+        "command": " ".join([Path(sys.executable).name, *map(without_paths, sys.orig_argv[1:])]),
     }
     if seed is not None:
         result["seed"] = int(seed)
@@ -160,5 +140,5 @@ def collect_provenance(
         result["config_sha256"] = config_digest(config)
         result["config"] = without_paths(config)
     if paths is not None:
-        result["data_sha256"] = data_checksum(paths, root)
+        result |= data_record(paths, root, tables)
     return result | without_paths(dict(extra or {}))

@@ -32,6 +32,7 @@ __all__ = [
     "canvas",
     "number",
     "percent",
+    "standalone_svg",
     "svg",
 ]
 
@@ -46,6 +47,17 @@ _VARIABLES = {
     ACCENT: "var(--accent)",
     WARN: "var(--warn)",
     OTHER: "var(--other)",
+}
+# The page's light colours, for figures outside of it.
+_LIGHT = {
+    "var(--ink)": "#16202b",
+    "var(--muted)": "#5b6775",
+    "var(--grid)": "#e2e7ec",
+    "var(--card)": "#ffffff",
+    "var(--accent)": "#1766b5",
+    "var(--warn)": "#c2410c",
+    "var(--other)": "#0f8a6d",
+    "var(--font)": "Helvetica, Arial, sans-serif",
 }
 RC: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
@@ -159,3 +171,19 @@ def svg(figure: Figure, name: str, alt: str) -> Markup:
     body = text[text.index(">") + 1 :].replace("xlink:href", "href")
     # Safe as markup: matplotlib escapes the text it is given.
     return Markup(head + re.sub(r">\s+<", "><", body.strip()))
+
+
+def standalone_svg(markup: str) -> str:
+    """
+    An SVG file of a figure of the page: light colours on white, as a browser or Markdown shows it by itself.
+
+    `markup` is text, no `Markup`, which would escape what is put in.
+    """
+    for variable, value in _LIGHT.items():
+        markup = markup.replace(variable, value)
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', markup)
+    if box is None:
+        raise ValueError(f"not a figure of the page, which has a viewBox from 0 0: {markup[:80]!r}")
+    size = f'width="{box[1]}pt" height="{box[2]}pt"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="background: #ffffff"'
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + markup.replace("<svg", head, 1) + "\n"

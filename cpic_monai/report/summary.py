@@ -2,8 +2,10 @@
 Numbers of the report: metrics of every split, the constant baseline, and the cohort.
 
 `metrics.json` holds one object a split: ``mlll, rmse, mae, r2, pinball, coverage, n`` (rows scored) and ``subjects``;
-where truths are missing, ``n_without_truth``; where given, ``baselines``, a mapping of a baseline's name to the same
-keys. A metric without a value (R2 of a single row) is null.
+where truths are missing, ``n_without_truth``; with two patients or more ``intervals``, a metric's 95 % interval over
+patients (see `bootstrap`); where given, ``baselines``, a mapping of a baseline's name to the same keys and to
+``gains``: a metric's ``difference`` (the model's less the baseline's) with the ends ``low`` and ``high`` of its paired
+interval. A metric without a value (R2 of a single row) is null.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ import pandas as pd
 
 from cpic_monai.metrics import quantile_columns, summarise
 from cpic_monai.report.atomic import write_text_atomically
+from cpic_monai.report.bootstrap import metric_differences, metric_intervals
 from cpic_monai.report.predictions import check_predictions
 
-__all__ = ["constant_baseline", "describe_cohort", "read_metrics", "summarise_splits", "write_metrics"]
+__all__ = ["constant_baseline", "describe_cohort", "plain", "read_metrics", "summarise_splits", "write_metrics"]
 
 
 def constant_baseline(frame: pd.DataFrame, fit_split: str = "train") -> pd.DataFrame:
@@ -68,6 +71,7 @@ def summarise_splits(
     baselines: Mapping[str, pd.DataFrame] | None = None,
     sigma_min: float = 70.0,
     error_max: float = 1000.0,
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """
     Metrics of every split, in the order in which splits first occur.
@@ -80,6 +84,8 @@ def summarise_splits(
         Predictions of the same rows by something simpler, such as `constant_baseline`.
     sigma_min, error_max : float
         Clips of the mLLL in the target's unit.
+    seed : int
+        Of the patients drawn for the intervals.
 
     Returns
     -------
@@ -103,23 +109,29 @@ def summarise_splits(
                 f"the baseline {name!r} has {len(other)} rows that are not the {len(frame)} rows of the predictions "
                 "(same split, subject, visit and truth); evaluate both on the same items"
             )
+    clips = {"sigma_min": sigma_min, "error_max": error_max}
+
+    def scores(part: pd.DataFrame) -> dict[str, Any]:
+        entry: dict[str, Any] = dict(summarise(part, missing_truth="omit", **clips))
+        intervals = metric_intervals(part, seed=seed, **clips)
+        return entry | ({"intervals": {name: list(ends) for name, ends in intervals.items()}} if intervals else {})
+
     result: dict[str, dict[str, Any]] = {}
     for split in dict.fromkeys(frame["split"]):
         part = frame[frame["split"] == split]
-        entry: dict[str, Any] = dict(summarise(part, sigma_min=sigma_min, error_max=error_max, missing_truth="omit"))
+        entry = scores(part)
         entry["subjects"] = int(part["subject"].nunique())
         unknown = len(part) - int(entry["n"])
         if unknown:
             entry["n_without_truth"] = unknown
-        if others:
-            entry["baselines"] = {
-                name: dict(
-                    summarise(
-                        other[other["split"] == split], sigma_min=sigma_min, error_max=error_max, missing_truth="omit"
-                    )
-                )
-                for name, other in others.items()
+        for name, other in others.items():
+            beside = other[other["split"] == split]
+            base = scores(beside)
+            gains = {
+                metric: {"difference": entry[metric] - base[metric], "low": low, "high": high}
+                for metric, (low, high) in metric_differences(part, beside, seed=seed, **clips).items()
             }
+            entry.setdefault("baselines", {})[name] = base | ({"gains": gains} if gains else {})
         result[split] = entry
     return result
 
@@ -148,12 +160,12 @@ def describe_cohort(frame: pd.DataFrame) -> dict[str, dict[str, float | int]]:
     return result
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value as JSON knows it: NumPy numbers unwrapped, NaN and infinities as None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -163,7 +175,7 @@ def _plain(value: Any) -> Any:
 
 def write_metrics(metrics: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """Write `metrics.json` (strict JSON: null for a metric without a value) under a temporary name, then rename it."""
-    return write_text_atomically(path, json.dumps(_plain(metrics), indent=2, allow_nan=False) + "\n")
+    return write_text_atomically(path, json.dumps(plain(metrics), indent=2, allow_nan=False) + "\n")
 
 
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -11,7 +13,15 @@ from cpic_monai.metrics import quantile_columns
 from cpic_monai.report.figures import median_column, outer_interval
 from cpic_monai.report.style import ACCENT, INK, MUTED, RC, WARN, Picture, canvas, number, svg
 
-__all__ = ["has_courses", "select_subjects", "short", "subject_errors", "trajectories", "trajectory"]
+__all__ = [
+    "has_courses",
+    "select_subjects",
+    "short",
+    "subject_errors",
+    "subject_trajectory",
+    "trajectories",
+    "trajectory",
+]
 
 
 def short(subject: str, length: int = 14) -> str:
@@ -148,14 +158,28 @@ def trajectory(
     return Picture(svg(figure, name, alt + "."), short(subject), caption, alt + ".", rank)
 
 
+def subject_trajectory(
+    frame: pd.DataFrame, subject: str, *, name: str, target_name: str, unit: str, visit_name: str
+) -> Picture:
+    """The course of one subject on an axis of its own; see `trajectory`."""
+    part = frame[(frame["subject"] == subject) & frame["visit"].notna()]
+    span = _span(part)
+    labels = {"target_name": target_name, "unit": unit, "visit_name": visit_name}
+    return replace(trajectory(part, "", name=name, span=span, **labels), title="Course")
+
+
+def _span(part: pd.DataFrame) -> float:
+    """Height of a value axis that holds a subject's predictions and truths."""
+    values = part[[*quantile_columns(part).values(), "truth"]].to_numpy()
+    return 1.12 * float(np.nanmax(values) - np.nanmin(values)) or 1.0
+
+
 def trajectories(frame: pd.DataFrame, *, target_name: str, unit: str, visit_name: str) -> list[Picture]:
     """Courses of the selected subjects on value axes of one height; see `trajectory`."""
     dated = frame.dropna(subset=["visit"])
     chosen = select_subjects(frame)
     parts = [dated[dated["subject"] == subject] for subject, _ in chosen]
-    values = [*quantile_columns(frame).values(), "truth"]
-    spans = [float(np.nanmax(part[values].to_numpy()) - np.nanmin(part[values].to_numpy())) for part in parts]
-    span = 1.12 * max(spans, default=0.0) or 1.0
+    span = max(map(_span, parts), default=1.0)
     return [
         trajectory(part, rank, name=f"course-{k}", span=span, target_name=target_name, unit=unit, visit_name=visit_name)
         for k, (part, (_, rank)) in enumerate(zip(parts, chosen, strict=True))

@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from cpic_monai.report.bootstrap import LEVEL
 from cpic_monai.report.style import number, percent
 
-__all__ = ["Tile", "headline", "headline_split", "metric_rows", "tiles"]
+__all__ = ["Tile", "ends", "headline", "headline_split", "interval", "metric_rows", "tiles", "written"]
 
 HELD_OUT = ("test", "testing", "holdout", "val", "valid", "validation", "validate")
 # key, heading, whether greater is better (None: neither), whether in the target's unit
@@ -39,6 +40,19 @@ def written(key: str, value: float) -> str:
     if key in ("mlll", "r2"):
         return "–" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
     return number(value)
+
+
+def ends(key: str, low: float | None, high: float | None) -> str:
+    """An interval as text, "150 to 181"; empty where there is none."""
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return ""
+    return f"{written(key, low)} to {written(key, high)}"
+
+
+def interval(entry: Mapping[str, Any], key: str) -> str:
+    """The interval of a metric of an entry of `metrics.json` as text; empty where there is none."""
+    low, high = (entry.get("intervals") or {}).get(key) or (None, None)
+    return ends(key, low, high)
 
 
 def headline_split(splits: Sequence[str]) -> str:
@@ -108,13 +122,17 @@ def headline(
     for name, other in (entry.get("baselines") or {}).items():
         difference = mlll - value_of(other, "mlll")
         if not math.isnan(difference):
+            gain = (other.get("gains") or {}).get("mlll") or {}
+            sure = ends("mlll", gain.get("low"), gain.get("high"))
             comparisons.append(
                 f"{abs(difference):.2f} {'above' if difference >= 0 else 'below'} {_readable(name)} "
-                f"({written('mlll', value_of(other, 'mlll'))})"
+                f"({written('mlll', value_of(other, 'mlll'))}{f'; difference {sure}' if sure else ''})"
             )
     if not math.isnan(mlll):
         text = f"The Laplace log-likelihood (mLLL) is {written('mlll', mlll)}"
         sentences.append(text + (", " + " and ".join(comparisons) if comparisons else "") + "; greater is better.")
+    if any((other.get("gains") or {}).get("mlll") for other in (entry.get("baselines") or {}).values()):
+        sentences.append(f"Ranges are {100 * LEVEL:g} % intervals over patients.")
     if unknown:
         sentences.append(f"{unknown} of {rows} rows have no true value and are not scored.")
     return sentences
@@ -125,7 +143,14 @@ def _readable(name: str) -> str:
 
 
 def tiles(entry: Mapping[str, Any], unit: str) -> list[Tile]:
-    """The four headline numbers: ``label``, ``value``, ``unit``, ``note``, ``tone`` (better, worse, same or empty)."""
+    """
+    The four headline numbers.
+
+    Returns
+    -------
+    list of dict
+        ``label``, ``value``, ``unit``, ``interval``, ``note``, ``tone`` (better, worse, same or empty).
+    """
     result: list[Tile] = []
     baselines = entry.get("baselines") or {}
     for key, label, greater, has_unit in COLUMNS:
@@ -136,6 +161,7 @@ def tiles(entry: Mapping[str, Any], unit: str) -> list[Tile]:
             "label": label,
             "value": written(key, value),
             "unit": unit if has_unit else "",
+            "interval": interval(entry, key),
             "note": "",
             "tone": "",
         }
@@ -159,8 +185,8 @@ def metric_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        ``split`` (empty below the first row of a split), ``who``, ``cells`` (text, whether best within the split),
-        ``n``, ``subjects``, ``is_model``.
+        ``split`` (empty below the first row of a split), ``who``, ``cells`` (text, whether best within the split,
+        interval), ``n``, ``subjects``, ``is_model``.
     """
     rows: list[dict[str, Any]] = []
     for split, entry in metrics.items():
@@ -175,7 +201,7 @@ def metric_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
             cells = []
             for key, *_ in COLUMNS:
                 value = value_of(other, key)
-                cells.append((written(key, value), value == best.get(key)))
+                cells.append((written(key, value), value == best.get(key), interval(other, key)))
             rows.append(
                 {
                     "split": split if is_model else "",

@@ -3,6 +3,7 @@
 LoadVolumed -> MONAI's spatial transforms, lazy -> VirtualScand -> SamplePatchesd, in a LazyCompose.
 """
 
+from cpic_monai.transforms.align import AlignToTemplated, fit_transforms
 from cpic_monai.transforms.compose import LazyCompose
 from cpic_monai.transforms.intensity import HUWindow, PercentileScaled, ScaleRange, ZScoreSampled
 from cpic_monai.transforms.load import LoadVolumed
@@ -10,6 +11,7 @@ from cpic_monai.transforms.virtual import SamplePatchesd, VirtualScand
 from cpic_monai.transforms.virtual_scan import VirtualScan
 
 __all__ = [
+    "AlignToTemplated",
     "HUWindow",
     "LazyCompose",
     "LoadVolumed",
@@ -19,4 +21,5 @@ __all__ = [
     "VirtualScan",
     "VirtualScand",
     "ZScoreSampled",
+    "fit_transforms",
 ]

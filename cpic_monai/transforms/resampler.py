@@ -7,6 +7,7 @@ import torch
 from scipy.ndimage import map_coordinates
 from torch.nn.functional import grid_sample
 
+from cpic_monai.transforms.separable import interpolate_separably, source_axes
 from cpic_monai.volumes import CachedVolume
 
 #: Bytes of source boxes gathered at once.
@@ -75,29 +76,40 @@ def interpolate_cubes(
         (N, size, size, size) float32; positions outside the voxel centres are moved to the nearest.
     """
     linear = affine[:3, :3]
-    offsets = cube_offsets(size) * spread @ linear.T
-    reach = np.abs(linear).sum(axis=1) * spread * (size // 2)
+    half = spread * (size // 2)
+    reach = np.abs(linear).sum(axis=1) * half
     middle = centres @ linear.T + affine[:3, 3]
     before, after = {0: (0, 1), 1: (0, 1), 3: (1, 2)}[order]
-    extent = np.ceil(2 * reach).astype(np.int64) + 2 + before + after
+    extent = np.ceil(2 * reach - 1e-6).astype(np.int64) + 1 + before + after
     starts = np.floor(middle - reach).astype(np.int64) - before
-    out = np.empty((len(centres), size**3), np.float32)
-    rows_at_once = max(1, int(CHUNK_BYTES // (extent.prod() * 4 + size**3 * 40)))
+    axes = source_axes(linear, half)
+    offsets = cube_offsets(size) * spread @ linear.T
+    out = np.empty((len(centres), size, size, size), np.float32)
+    rows_at_once = max(1, int(CHUNK_BYTES // (extent.prod() * 4 + (size**3 * 40 if axes is None else 0))))
     order_of_reading = np.arange(len(centres))
     if len(centres) > rows_at_once:
         # Neighbours together, slowest axis first, so that a block is met in one chunk or two and not in all.
         order_of_reading = np.lexsort((starts // np.array(volume.block_shape)).T)
     last = np.array(volume.shape) - 1.0
+
+    def in_box(places: np.ndarray, rows: np.ndarray, axis: int) -> np.ndarray:
+        """Places along one source axis (R, M), relative to the boxes' corners."""
+        inside = np.clip(places, 0, last[axis]) - starts[rows, axis, None]
+        # A cube that lies wholly outside has places far from its box: they are masked by the caller.
+        return np.clip(inside, before, extent[axis] - after)
+
     for first in range(0, len(centres), rows_at_once):
         rows = order_of_reading[first : first + rows_at_once]
         boxes = volume.boxes(starts[rows], extent.tolist(), "mirror" if order == 3 else "replicate")
-        places = middle[rows, None] + offsets
-        np.clip(places, 0, last, out=places)
-        places -= starts[rows, None]
-        # A cube that lies wholly outside has places far from its box: they are masked by the caller.
-        np.clip(places, before, extent - 1.0 - after, out=places)
-        out[rows] = _at(boxes, places, order)
-    return out.reshape(-1, size, size, size)
+        if axes is None:
+            places = [in_box(middle[rows, a, None] + offsets[:, a], rows, a) for a in range(3)]
+            out[rows] = _at(boxes, np.stack(places, axis=-1), order).reshape(-1, size, size, size)
+        else:
+            line = (np.arange(size) - size // 2) * spread
+            steps = [linear[a, axes.index(a)] * line for a in range(3)]
+            places = [in_box(middle[rows, a, None] + steps[a], rows, a) for a in range(3)]
+            out[rows] = interpolate_separably(boxes, places, axes, order)
+    return out
 
 
 def _at(boxes: np.ndarray, places: np.ndarray, order: int) -> np.ndarray:

@@ -114,6 +114,11 @@ class VoxelSource(Protocol):
 class SamplePatchesd(MapTransform):
     """Replace each key's VirtualScan by its patches at the subject's voxels, (N, C * len(scales), p, p, p) float32.
 
+    In a loader with workers (``num_workers`` of 1 or more), these read the patches of the next ``prefetch_factor``
+    batches each while the network computes. They take ``indices`` along when they start, which is at the beginning of
+    every epoch: voxels chosen anew before it (``SelectIndexSets``) hold from then on. Leave ``persistent_workers`` off
+    where voxels change between epochs, for such workers keep the first ones.
+
     Parameters
     ----------
     keys

@@ -20,7 +20,7 @@ from cpic_monai.transforms.resampler import (
     outside,
 )
 from cpic_monai.transforms.statistic import sample_values
-from cpic_monai.volumes import BlockCache, CachedVolume, PooledVolume, SplineVolume, Volume, check_same_grid
+from cpic_monai.volumes import BlockCache, CachedVolume, SplineVolume, Volume, check_same_grid, pooled_volume
 
 
 class VirtualScan:
@@ -108,7 +108,8 @@ class VirtualScan:
         """Cubes centred on voxels of this view.
 
         At scale s > 1 a cube's voxels lie s apart and hold means over s**3 boxes of this view: the scan's mean-pooled
-        level nearest in size, itself made only where it is looked at, is interpolated linearly at the boxes' centres.
+        level nearest in size (of a store's pyramid, or made only where it is looked at) is interpolated linearly at the
+        boxes' centres.
         For odd s and boxes that coincide with the level's, that mean is exact.
 
         Parameters
@@ -140,8 +141,10 @@ class VirtualScan:
         if not scales or min(scales) < 1 or any(int(s) != s for s in scales):
             raise ValueError(f"{self.subject}: scales are {tuple(scales)}; each must be a whole number, 1 or more.")
         steps = self._pointwise()
-        parts = [apply_chain(steps, self._raw(centres.astype(np.int64), size, int(s))) for s in scales]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        once, where = distinct(centres.astype(np.int64))
+        parts = [apply_chain(steps, self._raw(once, size, int(s))) for s in scales]
+        patches = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return patches if where is None else patches[torch.from_numpy(where)]
 
     def _raw(self, centres: np.ndarray, size: int, scale: int) -> Tensor:
         """Cubes in raw units, padding filled in: (N, C, size, size, size) float32."""
@@ -189,7 +192,7 @@ class VirtualScan:
         factors = self._pooling(scale)
         if (factors == 1).all():
             return interpolate_cubes(volume, self.to_source, centres, size, scale, 1)
-        level = CachedVolume(PooledVolume(volume, factors.tolist()), volume.cache)
+        level = pooled_volume(volume, factors.tolist())
         # Voxel y of the level is centred on source position f*y + (f-1)/2.
         to_level = np.diag([*(1 / factors), 1.0])
         to_level[:3, 3] = -(factors - 1) / 2 / factors
@@ -284,6 +287,18 @@ class VirtualScan:
     def __repr__(self) -> str:
         kind = "gathered" if self.grid_aligned else f"order {self.order}"
         return f"VirtualScan({self.subject}, channels={self.channels}, shape={self.shape}, {kind})"
+
+
+def distinct(voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Each voxel of (N, 3) int64 once, and which of them a row is; the rows as they are, and None, if all differ."""
+    if not len(voxels):
+        return voxels, None
+    low = voxels.min(axis=0)
+    extent = voxels.max(axis=0) - low + 1
+    if np.prod(extent.astype(float)) > 2**62:  # more places than numbers to name them by
+        return voxels, None
+    _, first, where = np.unique(np.ravel_multi_index(tuple((voxels - low).T), extent), True, True)
+    return (voxels, None) if len(first) == len(voxels) else (voxels[first], where)
 
 
 def _numpy_generator(generator: torch.Generator | np.random.Generator | int | None) -> np.random.Generator:

@@ -7,7 +7,7 @@ from cpic_monai.volumes.chunked import ChunkedVolume
 from cpic_monai.volumes.dicom import DicomVolume
 from cpic_monai.volumes.nifti import CompressedNiftiVolume, NiftiVolume
 from cpic_monai.volumes.open import check_same_grid, open_volume
-from cpic_monai.volumes.pooled import PooledVolume
+from cpic_monai.volumes.pooled import PooledVolume, pooled_volume
 from cpic_monai.volumes.protocol import Volume, VolumeError
 from cpic_monai.volumes.regularity import Fault, IrregularSeriesError
 from cpic_monai.volumes.spline import SplineVolume
@@ -29,6 +29,7 @@ __all__ = [
     "VolumeError",
     "check_same_grid",
     "open_volume",
+    "pooled_volume",
     "shared_cache",
     "verify_store",
     "write_store",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Literal
 
@@ -69,12 +69,30 @@ class CachedVolume(VolumeBase):
         """See :meth:`Volume.decode`."""
         return self.volume.decode(stored)
 
+    def stored_level(self, factors: Sequence[int]) -> tuple[Volume, Index3]:
+        """See :meth:`Volume.stored_level`."""
+        level, own = self.volume.stored_level(factors)
+        return (self, own) if level is self.volume else (CachedVolume(level, self.cache), own)
+
     def block(self, index: Sequence[int]) -> np.ndarray:
         """The block at ``index`` of the block grid; those at the far border may be smaller than ``block_shape``."""
-        start = [int(i) * b for i, b in zip(index, self.block_shape, strict=True)]
-        stop = [min(s + b, n) for s, b, n in zip(start, self.block_shape, self.shape, strict=True)]
-        key = (self.identity, self.block_shape, *start)
-        return self.cache.get(key, lambda: self.volume.read(start, stop))
+        return next(self._blocks([index]))
+
+    def _blocks(self, indices: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
+        """The blocks at different ``indices`` of the block grid in turn; those not held are read ahead."""
+        boxes = []
+        for index in indices:
+            start = tuple(int(i) * b for i, b in zip(index, self.block_shape, strict=True))
+            stop = tuple(min(s + b, n) for s, b, n in zip(start, self.block_shape, self.shape, strict=True))
+            boxes.append((start, stop, (self.identity, self.block_shape, *start)))
+        missing = {key: (start, stop) for start, stop, key in boxes if key not in self.cache}
+        coming = self.volume.read_each(missing.values())
+        for start, stop, key in boxes:
+            if key in missing:
+                block = next(coming)
+                yield self.cache.get(key, lambda block=block: block)  # type: ignore[misc]
+            else:  # held when asked, but perhaps dropped since
+                yield self.cache.get(key, lambda box=(start, stop): self.volume.read(*box))  # type: ignore[misc]
 
     def read(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         """See :meth:`Volume.read`."""
@@ -159,14 +177,14 @@ class CachedVolume(VolumeBase):
         order = np.lexsort((meet[:, 3], meet[:, 2], meet[:, 1], meet[:, 0]))
         meet = meet[order]
         cuts = np.flatnonzero((np.diff(meet[:, :4], axis=0) != 0).any(axis=1)) + 1
-        held, values = -1, np.empty(0)
+        ids = np.unique(meet[:, 0])
+        blocks = self._blocks(np.column_stack(np.unravel_index(ids, self.grid)).tolist())
+        held, values, corner = -1, np.empty(0), np.empty(0)
         for low_row, high_row in zip([0, *cuts.tolist()], [*cuts.tolist(), len(meet)], strict=True):
             group = meet[low_row:high_row]
             if group[0, 0] != held:
-                held = int(group[0, 0])
-                where = np.unravel_index(held, self.grid)
-                values = self.block([int(w) for w in where])
-                corner = np.array(where) * block
+                held, values = int(group[0, 0]), next(blocks)
+                corner = np.array(np.unravel_index(held, self.grid)) * block
             extent = group[0, 1:4].tolist()
             box, low = group[:, 4], group[:, 5:8]
             source, target = low - corner, low - starts[box]

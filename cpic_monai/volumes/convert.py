@@ -19,7 +19,7 @@ from cpic_monai.volumes.chunked import ChunkedVolume
 from cpic_monai.volumes.nifti import GzipNiftiStream
 from cpic_monai.volumes.open import open_volume
 from cpic_monai.volumes.protocol import Volume, VolumeError
-from cpic_monai.volumes.store_access import STORE_ERRORS, is_url
+from cpic_monai.volumes.store_access import STORE_ERRORS, is_url, local_path
 from cpic_monai.volumes.write_chunked import DEFAULT_LEVELS, LAYOUT, chunk_edge, verify_store, write_store
 
 SUFFIX = ".ome.zarr"
@@ -188,7 +188,7 @@ def convert_table(
     for column in columns:
         cells = frame[column].str.strip()
         for cell in cells[cells != ""].unique():
-            source = cell if is_url(cell) else str((path.parent / Path(cell).expanduser()).resolve())
+            source = cell if is_url(cell) else str((path.parent / Path(local_path(cell)).expanduser()).resolve())
             inside = not is_url(cell) and Path(source).is_relative_to(path.parent)
             relative = Path(source).relative_to(path.parent) if inside else Path(source.rstrip("/")).name
             name = store_name(str(relative))

@@ -17,7 +17,7 @@ from cpic_monai.volumes.dicom import DicomVolume
 from cpic_monai.volumes.itk_image import open_itk
 from cpic_monai.volumes.nifti import open_nifti
 from cpic_monai.volumes.protocol import Volume, VolumeError
-from cpic_monai.volumes.store_access import DEFAULT_CACHE_BYTES, is_store
+from cpic_monai.volumes.store_access import DEFAULT_CACHE_BYTES, is_store, local_path
 
 FORMATS = (
     "a DICOM folder, .dcm, .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, an OME-Zarr store (.zarr or a URL), or an array"
@@ -41,8 +41,8 @@ def open_volume(
     Parameters
     ----------
     source
-        A path, the ``http(s)://``, ``s3://`` or ``gs://`` URL of an OME-Zarr store, an (i, j, k) array or tensor, or a
-        Volume (returned as it is).
+        A path (or ``file://`` URL), the ``http(s)://``, ``s3://`` or ``gs://`` URL of an OME-Zarr store, an (i, j, k)
+        array or tensor, or a Volume (returned as it is).
     cache
         Holds files that can only be decoded as a whole; default is the process's shared cache.
     affine
@@ -65,7 +65,8 @@ def open_volume(
         if isinstance(source, Volume):
             return source
         raise VolumeError(f"a scan of type {type(source).__name__} cannot be opened; expected {FORMATS}.")
-    if is_store(os.fspath(source)):
+    source = local_path(os.fspath(source))
+    if is_store(source):
         return ChunkedVolume(source, cache_bytes=store_cache_bytes, storage=storage)
     path = str(Path(source))
     if not os.path.exists(path):

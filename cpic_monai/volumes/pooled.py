@@ -60,3 +60,17 @@ class PooledVolume(VolumeBase):
             count = count.reshape([-1 if a == axis else 1 for a in range(3)])
             values = np.add.reduceat(values, edges, axis=axis, dtype=np.float64) / count
         return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def pooled_volume(volume: CachedVolume, factors: Sequence[int]) -> CachedVolume:
+    """Means over boxes of ``factors`` voxels, from the coarsest stored level that they are means of, too.
+
+    Where the scan has a pyramid (:meth:`Volume.stored_level`), what is read is smaller by the level's factors; only the
+    rest is pooled on the fly. Values are those of :class:`PooledVolume` up to the rounding of the level, half a unit
+    where it holds whole numbers; at the far border, where the last box of a level is not full, means of means weigh
+    its voxels more.
+    """
+    level, own = volume.stored_level(factors)
+    rest = [int(f) // o for f, o in zip(factors, own, strict=True)]
+    cached = level if isinstance(level, CachedVolume) else CachedVolume(level, volume.cache)
+    return cached if max(rest) == 1 else CachedVolume(PooledVolume(cached, rest), volume.cache)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -73,6 +73,15 @@ class Volume(Protocol):
             If the box is empty or reaches out of the volume.
         """
 
+    def read_each(self, boxes: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Iterator[np.ndarray]:
+        """Yield the values of several boxes (start, stop) in turn; formats that can, fetch the next ones meanwhile."""
+
+    def stored_level(self, factors: Sequence[int]) -> tuple[Volume, Index3]:
+        """Return the coarsest stored level of means over boxes of voxels that divide ``factors``, and its own factors.
+
+        A scan without a pyramid is its only level: itself, (1, 1, 1).
+        """
+
     def mapped(self) -> np.ndarray | None:
         """Return a (shape) array of *stored* values that loads on access, or None where there is no such thing.
 
@@ -122,6 +131,18 @@ class VolumeBase:
         """Voxel size (mm) along i, j, k."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
         return (x, y, z)
+
+    def read(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        """See :meth:`Volume.read`."""
+        raise NotImplementedError(f"{type(self).__name__} must define read()")
+
+    def read_each(self, boxes: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Iterator[np.ndarray]:
+        """See :meth:`Volume.read_each`; by default one is read when it is asked for."""
+        return (self.read(start, stop) for start, stop in boxes)
+
+    def stored_level(self, factors: Sequence[int]) -> tuple[Volume, Index3]:
+        """See :meth:`Volume.stored_level`; by default there is no pyramid."""
+        return self, (1, 1, 1)
 
     def mapped(self) -> np.ndarray | None:
         """See :meth:`Volume.mapped`; by default there is none."""

@@ -8,6 +8,8 @@ import multiprocessing
 import os
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from cpic_monai.volumes.protocol import VolumeError
 
@@ -22,6 +24,27 @@ STORE_ERRORS = (ValueError, OSError, RuntimeError, KeyError, NotImplementedError
 def is_url(location: str) -> bool:
     """Whether ``location`` is a URL that tensorstore reads."""
     return location.lower().startswith(SCHEMES)
+
+
+def names_no_path(location: str) -> bool:
+    """Whether ``location`` is a URL of any kind that :func:`~cpic_monai.volumes.open_volume` takes, ``file://`` too."""
+    return is_url(location) or location.lower().startswith("file://")
+
+
+def local_path(location: str) -> str:
+    """The path that a ``file://`` URL names; anything else as it is.
+
+    Raises
+    ------
+    VolumeError
+        If the URL names another computer.
+    """
+    if not location.lower().startswith("file://"):
+        return location
+    parts = urlsplit(location)
+    if parts.netloc not in ("", "localhost"):
+        raise VolumeError(f"{location}: names the computer {parts.netloc!r}; a file:// URL has three slashes.")
+    return url2pathname(parts.path)
 
 
 def is_store(location: str) -> bool:

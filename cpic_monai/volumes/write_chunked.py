@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from cpic_monai.volumes.chunked import ChunkedVolume
 from cpic_monai.volumes.nifti import GzipNiftiStream
@@ -19,8 +21,8 @@ from cpic_monai.volumes.ome_zarr import array_metadata, root_metadata
 from cpic_monai.volumes.protocol import Index3, Volume, VolumeError
 from cpic_monai.volumes.store_access import DEFAULT_CACHE_BYTES, context, is_url, kvstore, tensorstore
 
-#: Version of the layout below; stores of another version are converted anew.
-LAYOUT = 1
+#: Version of the layout below; stores of another version are converted anew. 2: levels are means of the scan itself.
+LAYOUT = 2
 #: Most bytes of voxels read at once (unless one row of chunks is more).
 SLAB_BYTES = 256 << 20
 DEFAULT_LEVELS = 5
@@ -100,12 +102,16 @@ def write_store(
     levels: int = DEFAULT_LEVELS,
     record: Mapping[str, Any] | None = None,
     storage: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> str:
     """Write a scan as an OME-Zarr 0.5 store, sharded, with a pyramid of 2x means, a slab in memory at a time.
 
     A folder is written under a hidden name beside its place and renamed when it is complete; what was there is then
     replaced. At a URL the root's ``zarr.json`` comes last: without it a store cannot be opened.
-    Levels have the scan's type; means of whole numbers are rounded to the nearest (halves to even).
+
+    Levels have the scan's type and are means over the scan's own voxels (as many as exist at the far border), so what
+    whole numbers lose by rounding (to the nearest, halves to even) is half a unit at most at any level whose voxels
+    are no larger than a chunk. Coarser ones are means of the coarsest of those: half a unit more.
 
     Parameters
     ----------
@@ -121,6 +127,8 @@ def write_store(
         Further attributes (numbers, strings) to keep with the scan.
     storage
         See :class:`ChunkedVolume`.
+    progress
+        Show a progress bar (of voxels).
 
     Returns
     -------
@@ -138,7 +146,7 @@ def write_store(
     if target.lower().startswith(("http://", "https://")):
         raise ValueError(f"{target}: web servers cannot be written to; write a folder, or to s3:// or gs://.")
     if is_url(target):
-        return _write(volume, target, patch_size, levels, record or {}, storage)
+        return _write(volume, target, patch_size, levels, record or {}, storage, progress=progress)
     final = Path(os.path.abspath(target))
     if final.suffix.lower() != ".zarr":  # else a slip could replace a folder of other things
         raise ValueError(f"{target}: the name of a store must end in .ome.zarr or .zarr.")
@@ -147,7 +155,7 @@ def write_store(
     for left in (part, old):  # by a conversion that was interrupted
         if left.exists():
             shutil.rmtree(left)
-    checksum = _write(volume, str(part), patch_size, levels, record or {}, storage, final.name)
+    checksum = _write(volume, str(part), patch_size, levels, record or {}, storage, final.name, progress)
     if final.exists():
         final.rename(old)  # folders cannot be replaced in one step
     part.rename(final)
@@ -164,6 +172,7 @@ def _write(
     record: Mapping[str, Any],
     storage: Mapping[str, Any] | None,
     name: str | None = None,
+    progress: bool = False,
 ) -> str:
     ts = tensorstore()
     chunk = chunk_edge(patch_size)
@@ -183,16 +192,23 @@ def _write(
         arrays.append(opened.T)
     digest = VoxelDigest(volume.shape, volume.dtype)
     _, rows, depth = _shard(volume.shape, volume.dtype.itemsize, chunk)
-    for (a0, a1, a2), (b0, b1, b2) in slabs(volume, depth, rows):
-        box = volume.read((a0, a1, a2), (b0, b1, b2))
-        digest.update(box, a2)
-        arrays[0][a0:b0, a1:b1, a2:b2].write(box).result()
-    for finer, coarser, shape in zip(arrays, arrays[1:], shapes[1:], strict=False):
-        means = ts.downsample(finer, [2, 2, 2], "mean")
-        edges = _shard(shape, volume.dtype.itemsize, chunk)
-        for corner in product(*(range(0, n, e) for n, e in zip(shape, edges, strict=True))):
-            part = tuple(slice(c, min(c + e, n)) for c, e, n in zip(corner, edges, shape, strict=True))
-            coarser[part].write(means[part]).result()
+    pooled = min(chunk.bit_length() - 1, len(shapes) - 1)  # up to here a slab holds whole voxels of the level
+    bar = tqdm(total=math.prod(volume.shape), unit="voxel", unit_scale=True, desc="write", disable=not progress)
+    for first, last in slabs(volume, depth, rows):
+        box = volume.read(first, last)
+        digest.update(box, first[2])
+        for level in range(pooled + 1):
+            means = box if level == 0 else ts.downsample(ts.array(box), [2**level] * 3, "mean")
+            part = tuple(slice(a >> level, -(-b >> level)) for a, b in zip(first, last, strict=True))
+            arrays[level][part].write(means).result()
+        bar.update(box.size)
+    bar.close()
+    for level in range(pooled + 1, len(shapes)):
+        means = ts.downsample(arrays[pooled], [2 ** (level - pooled)] * 3, "mean")
+        edges = _shard(shapes[level], volume.dtype.itemsize, chunk)
+        for corner in product(*(range(0, n, e) for n, e in zip(shapes[level], edges, strict=True))):
+            part = tuple(slice(c, min(c + e, n)) for c, e, n in zip(corner, edges, shapes[level], strict=True))
+            arrays[level][part].write(means[part]).result()
     own = {
         "layout": LAYOUT,
         "checksum": digest.hexdigest(),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -116,7 +117,7 @@ def test_headline_split() -> None:
 
 
 def test_best_cells_and_tones() -> None:
-    entry = {
+    entry: dict[str, Any] = {
         "mlll": -6.0,
         "rmse": 200.0,
         "mae": 100.0,
@@ -125,12 +126,14 @@ def test_best_cells_and_tones() -> None:
         "coverage": 0.6,
         "n": 9,
         "subjects": 3,
+        "intervals": {"mae": [50.0, 180.0], "r2": [None, None]},
     }
     base = {"mlll": -7.0, "rmse": 190.0, "mae": 100.0, "r2": 0.1, "pinball": 6.0, "coverage": 0.9, "n": 9}
     model, constant = metric_rows({"test": entry | {"baselines": {"constant": base}}})
     # columns: mlll, rmse, mae, r2, pinball, coverage
-    assert [best for _, best in model["cells"]] == [True, False, True, False, True, False]
-    assert [best for _, best in constant["cells"]] == [False, True, True, True, False, False]
+    assert [best for _, best, _ in model["cells"]] == [True, False, True, False, True, False]
+    assert [best for _, best, _ in constant["cells"]] == [False, True, True, True, False, False]
     assert model["cells"][3][0] == "–"
+    assert [text for _, _, text in model["cells"]] == ["", "", "50.0 to 180", "", "", ""]
     notes = {tile["label"]: tile["tone"] for tile in tiles(entry | {"baselines": {"constant": base}}, "mL")}
     assert notes == {"mLLL": "better", "RMSE": "worse", "MAE": "same", "Coverage": ""}

@@ -69,9 +69,9 @@ class Page(HTMLParser):
         return [" ".join(title.split()) for title in self.headings["h3"]]
 
 
-def picked_scan() -> PickedScan:
+def picked_scan(subject: str = "IDtest00000") -> PickedScan:
     return PickedScan(
-        subject="IDtest00000",
+        subject=subject,
         slices={"axial": np.full((20, 16), 0.2), "coronal": np.full((20, 8), 0.3), "sagittal": np.full((16, 8), 0.4)},
         planes={"axial": 3, "coronal": 4, "sagittal": 5},
         voxels=np.array([[1, 2, 3], [5, 4, 3], [5, 4, 7]]),
@@ -86,7 +86,7 @@ def report(folder: Path, frame: pd.DataFrame, **given: Any) -> Page:
     }  # fmt: skip
     path = write_report(folder, frame, **arguments)
     assert path == folder / "report.html"
-    assert os.listdir(folder) == ["report.html"]
+    assert set(os.listdir(folder)) == {"report.html", "report.md", "report.json", "report_figures"}
     page = Page(path)
     assert_self_contained(page)
     return page
@@ -127,7 +127,7 @@ def test_full_report(osic: pd.DataFrame, tmp_path: Path) -> None:
     page = report(
         tmp_path, osic, metrics=metrics,
         cohort={"name": "phantom", "root": "/home/anna/data/osic", "test": {"female": 5}},
-        picked=[picked_scan()],
+        picked=[picked_scan(), picked_scan("IDtest00007202177411956430")],
         curves={"train_loss": [3.0, 2.0, 1.5], "val_loss": [3.2, 2.4, 2.1], "val_mlll": [(1, -7.1), (3, -6.8)]},
         provenance=collect_provenance(config={"dir": "/home/anna/data", "rank": 10}, seed=5),
     )  # fmt: skip
@@ -141,10 +141,12 @@ def test_full_report(osic: pd.DataFrame, tmp_path: Path) -> None:
     assert sum(title.endswith("worst") for title in titles) == 4
     assert titles[12:] == [
         "Predicted against true", "Calibration", "Residuals",
+        "IDtest00007202177411956430: 3 of 2 560 voxels (0.12 %), off by 141 mL on average",
+        "Axial", "Coronal", "Sagittal", "Course", "Error by subgroup",
         "IDtest00000: 3 of 2 560 voxels (0.12 %)", "Axial", "Coronal", "Sagittal", "loss", "mlll",
     ]  # fmt: skip
-    assert len(page.all("svg")) == 12 + 3 + 2
-    assert len(page.all("img")) == 3
+    assert len(page.all("svg")) == 12 + 3 + 1 + 1 + 2
+    assert len(page.all("img")) == 6
     # the headline says what metrics.json holds, about the test split
     entry = metrics["test"]
     assert (
@@ -152,6 +154,8 @@ def test_full_report(osic: pd.DataFrame, tmp_path: Path) -> None:
     )
     gain = entry["mlll"] - entry["baselines"]["constant"]["mlll"]
     assert f"{gain:.2f} above a constant prediction" in page.text
+    low, high = (f"{value:.1f}" if value < 100 else f"{value:.0f}" for value in entry["intervals"]["mae"])
+    assert f"{low} to {high}" in page.text
     assert f"{entry['mlll']:.2f}".replace("-", "−") in page.text
     # one row a split and one a baseline, in the metrics table
     assert sum(a.get("class") == "model" for a in page.all("tr")) == 3

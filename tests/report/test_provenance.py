@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cpic_monai.report import collect_provenance, config_digest, data_checksum
+from cpic_monai.report import collect_provenance, config_digest, data_checksum, data_record
 from cpic_monai.report.provenance import without_paths
 
 
@@ -79,3 +79,29 @@ def test_provenance_holds_what_is_needed_and_nobodys_name(tmp_path: Path) -> Non
     assert str(tmp_path) not in text
     assert platform.node() not in text
     assert f"/{getpass.getuser()}" not in text
+
+
+def test_record_reads_tables_and_lists_scans(tmp_path: Path) -> None:
+    (tmp_path / "train" / "ID1").mkdir(parents=True)
+    (tmp_path / "train" / "ID1" / "1.dcm").write_bytes(b"abc")
+    (tmp_path / "b.nii").write_bytes(b"12345")
+    (tmp_path / "train.csv").write_bytes(b"Patient,FVC\nID1,2000\n")
+    scans = [tmp_path / "train" / "ID1", [str(tmp_path / "b.nii")], "https://store.example.org/c.zarr"]
+    record = data_record(scans, tmp_path)
+    listed = b"b.nii\x005\nhttps://store.example.org/c.zarr\x000\ntrain/ID1/1.dcm\x003\n"
+    assert record["data"]["scans_sha256"] == hashlib.sha256(listed).hexdigest()
+    assert record["data"]["tables"] == {"train.csv": hashlib.sha256(b"Patient,FVC\nID1,2000\n").hexdigest()}
+    assert (record["data"]["files"], record["data"]["bytes"]) == (3, 8)
+    assert "not their content" in record["data"]["hashed"]
+    # a value in the table changes it, although no size does
+    (tmp_path / "train.csv").write_bytes(b"Patient,FVC\nID1,2001\n")
+    assert data_record(scans, tmp_path)["data_sha256"] != record["data_sha256"]
+    assert data_record(scans, tmp_path)["data"]["scans_sha256"] == record["data"]["scans_sha256"]
+    assert data_record(scans, tmp_path, tables=[])["data"]["tables"] == {}
+    assert collect_provenance(paths=scans, root=tmp_path)["data"] == data_record(scans, tmp_path)["data"]
+
+
+def test_the_command_is_kept_without_folders() -> None:
+    command = collect_provenance()["command"]
+    assert "pytest" in command
+    assert "/bin/" not in command

@@ -39,10 +39,13 @@ def test_splits_are_scored_apart_and_beside_baselines(osic: pd.DataFrame) -> Non
     assert list(metrics) == ["train", "val", "test"]
     for split, entry in metrics.items():
         part = osic[osic["split"] == split]
-        assert set(entry) == KEYS | {"baselines"}
+        assert set(entry) == KEYS | {"baselines", "intervals"}
         assert {key: entry[key] for key in KEYS - {"subjects"}} == summarise(part)
         assert entry["subjects"] == part["subject"].nunique()
-        assert set(entry["baselines"]["constant"]) == KEYS - {"subjects"}
+        assert set(entry["baselines"]["constant"]) == KEYS - {"subjects"} | {"intervals", "gains"}
+        gain = entry["baselines"]["constant"]["gains"]["mlll"]
+        assert gain["difference"] == entry["mlll"] - entry["baselines"]["constant"]["mlll"]
+        assert 0 < gain["low"] < gain["difference"] < gain["high"]
         assert entry["mlll"] > entry["baselines"]["constant"]["mlll"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,11 +29,16 @@ class _Ranges(http.server.SimpleHTTPRequestHandler):
     """Serves files; unlike its parent it answers requests for a range of bytes, and counts."""
 
     sent: dict[str, int]
+    seconds: float
 
     def log_message(self, format: str, *args: object) -> None:
         """Be silent."""
 
     def do_GET(self) -> None:
+        self.sent["at_once"] += 1
+        self.sent["most_at_once"] = max(self.sent["most_at_once"], self.sent["at_once"])
+        time.sleep(self.seconds)
+        self.sent["at_once"] -= 1
         path = Path(self.translate_path(self.path))
         if not path.is_file():
             self.send_error(404)
@@ -51,17 +57,17 @@ class _Ranges(http.server.SimpleHTTPRequestHandler):
         self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.sent["bytes"] += len(body)  # before the client can go on
         self.wfile.write(body)
-        self.sent["bytes"] += len(body)
 
 
 @contextmanager
-def served(folder: Path, plain: bool = False) -> Iterator[tuple[str, dict[str, int]]]:
-    """Serve a folder on the loopback interface; gives its URL and a count of bytes sent (``plain``: Python's own
-    server, which knows no byte ranges and is not counted)."""
-    sent = {"bytes": 0}
+def served(folder: Path, plain: bool = False, seconds: float = 0) -> Iterator[tuple[str, dict[str, int]]]:
+    """Serve a folder on the loopback interface, each answer after ``seconds``; gives its URL and counts of bytes sent
+    and of requests at once (``plain``: Python's own server, which knows no byte ranges and is not counted)."""
+    sent = {"bytes": 0, "at_once": 0, "most_at_once": 0}
     quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    kind = quiet if plain else type("Counting", (_Ranges,), {"sent": sent})
+    kind = quiet if plain else type("Counting", (_Ranges,), {"sent": sent, "seconds": seconds})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(kind, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

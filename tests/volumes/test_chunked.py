@@ -229,7 +229,7 @@ class Corners(torch.utils.data.Dataset):
 def test_loader_workers_read_also_after_this_process_has(tmp_path):
     array = values(SHAPE, "int16")
     volume = ChunkedVolume(written(tmp_path / "x.zarr", array))  # tensorstore's threads run: a plain fork would die
-    loader = torch.utils.data.DataLoader(Corners(volume), batch_size=None, num_workers=1, timeout=60)
+    loader = torch.utils.data.DataLoader(Corners(volume), batch_size=None, num_workers=1, timeout=300)
     assert [int(v) for v in loader] == array[:2, 0, 0].tolist()
 
 

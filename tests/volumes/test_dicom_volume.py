@@ -180,7 +180,7 @@ def test_loader_workers_read_after_the_main_process_has(write_series):
     folder, stored = write_series()
     volume = CachedVolume(open_volume(folder), BlockCache(1 << 20))
     volume.read((0, 0, 0), (8, 6, 1))
-    loader = torch.utils.data.DataLoader(Slices(volume), batch_size=None, num_workers=2, timeout=60)
+    loader = torch.utils.data.DataLoader(Slices(volume), batch_size=None, num_workers=2, timeout=300)
     assert np.array_equal(np.stack(list(loader)), stored.transpose(0, 2, 1))
 
 

@@ -1,0 +1,44 @@
+"""Lower precision of encoder and algebra, and factorisation without waiting for a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scans import SHAPE
+
+from cpic_monai.cross.interpolation import _cholesky, cholesky_without_waiting
+from cpic_monai.networks import CPICNet
+from cpic_monai.networks.basis import mean_inner
+
+
+@pytest.mark.parametrize("options", [{"algebra": "float32"}, {"amp": True}], ids=["float32", "amp"])
+def test_lower_precision_gives_nearly_the_same_gram_matrix_and_gradients(options: dict) -> None:
+    coarse = torch.rand(4, 1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    image = torch.nn.functional.interpolate(coarse, SHAPE, mode="trilinear")  # smooth: well-conditioned crosses
+    grams, gradients = [], []
+    for given in ({}, options):
+        torch.manual_seed(0)
+        net = CPICNet(SHAPE, rank=4, channels=6, features=(5, 8, 8), **given)
+        trains = net.decompose(image)
+        gram = mean_inner(trains, trains)
+        gram.diagonal().sum().backward()
+        grams.append(gram.detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in net.encoder.parameters()]))
+    assert grams[1].dtype == torch.float64
+    # bfloat16 keeps 8 bits; float32 algebra loses what its wider ridge takes.
+    assert torch.allclose(grams[0], grams[1], rtol=0.05, atol=0.05 * float(grams[0].abs().max()))
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.98
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="float16"):
+        CPICNet((8, 16, 16), algebra="float16")
+
+
+def test_factor_without_a_branch_on_data_is_the_same() -> None:
+    root = torch.randn(5, 4, 4, dtype=torch.float64)
+    matrix = root @ root.transpose(1, 2) + 0.1 * torch.eye(4)
+    matrix[2] = torch.diag(torch.tensor([1.0, 1.0, 1.0, -1e-10]))  # indefinite by rounding
+    factor = cholesky_without_waiting(matrix)
+    torch.testing.assert_close(factor[[0, 1, 3, 4]], _cholesky(matrix[[0, 1, 3, 4]]), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(factor[2] @ factor[2].T, matrix[2], rtol=1e-8, atol=1e-8)
