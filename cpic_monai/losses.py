@@ -1,4 +1,4 @@
-"""Pinball loss: the quantile regression loss that C-PIC is trained with."""
+"""Losses of the head: pinball (quantiles, what C-PIC is trained with), cross-entropy (classes), Cox (survival)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ import torch
 from monai.utils import LossReduction
 from torch import nn
 
-__all__ = ["PinballLoss", "QuantileShapeError", "as_rows", "check_quantiles", "pinball"]
+__all__ = [
+    "ClassLoss",
+    "CoxLoss",
+    "PinballLoss",
+    "QuantileShapeError",
+    "as_rows",
+    "check_quantiles",
+    "cox_partial_likelihood",
+    "pinball",
+]
+TIES = ("efron", "breslow")
 
 
 class QuantileShapeError(ValueError):
@@ -161,3 +171,105 @@ class PinballLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"quantiles={list(self.quantiles)}, reduction={self.reduction.value}"
+
+
+class ClassLoss(nn.Module):
+    """Cross-entropy of logits, with class numbers as a column of numbers, as cohorts give every outcome."""
+
+    def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """
+        Mean over rows.
+
+        Parameters
+        ----------
+        pred : Tensor, shape (R, K), floating
+            Logits.
+        target : Tensor, shape (R, 1) or (R,)
+            Class numbers, 0 to K - 1.
+
+        Returns
+        -------
+        Tensor, scalar
+        """
+        _, target = as_rows(pred, target, pred.shape[1])
+        return nn.functional.cross_entropy(pred, target[:, 0].long())
+
+
+class CoxLoss(nn.Module):
+    """
+    Negative log partial likelihood of Cox's proportional hazards model, divided by the number of events.
+
+    Parameters
+    ----------
+    ties : {"efron", "breslow"}
+        How events at the same time are handled; both agree where there are none.
+
+    References
+    ----------
+    Cox, "Regression models and life-tables", JRSS B 34 (1972). Efron, "The efficiency of Cox's likelihood function for
+    censored data", JASA 72 (1977). Katzman et al., "DeepSurv", BMC Medical Research Methodology 18 (2018).
+    """
+
+    def __init__(self, ties: str = "efron") -> None:
+        super().__init__()
+        if ties not in TIES:
+            raise ValueError(f"ties must be one of {', '.join(TIES)}, found {ties!r}")
+        self.ties = ties
+
+    def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """
+        Loss of predicted log hazards; 0 (with a gradient of 0) where there is no event.
+
+        Parameters
+        ----------
+        pred : Tensor, shape (R, 1), floating
+            Log hazard ratio of each row.
+        target : Tensor, shape (R, 1) or (R,)
+            Time of an event, or minus the time of censoring (the convention of XGBoost's ``survival:cox``).
+
+        Returns
+        -------
+        Tensor, scalar
+        """
+        pred, target = as_rows(pred, target, 1)
+        events = (target > 0).sum().clamp(min=1)
+        return -cox_partial_likelihood(pred[:, 0], target[:, 0], self.ties) / events
+
+    def extra_repr(self) -> str:
+        return f"ties={self.ties}"
+
+
+def cox_partial_likelihood(risk: torch.Tensor, signed_time: torch.Tensor, ties: str = "efron") -> torch.Tensor:
+    """
+    Log partial likelihood of log hazards.
+
+    Parameters
+    ----------
+    risk : Tensor, shape (R,)
+    signed_time : Tensor, shape (R,)
+        Time of an event, or minus the time of censoring.
+    ties : {"efron", "breslow"}
+
+    Returns
+    -------
+    Tensor, scalar
+    """
+    time, event = signed_time.abs(), signed_time > 0
+    order = time.argsort(descending=True, stable=True)
+    time, event, risk = time[order], event[order], risk[order]
+    # The risk set of a row are all rows from its time on: up to the last one of that time in this order.
+    _, moment, count = time.unique_consecutive(return_inverse=True, return_counts=True)
+    last = count.cumsum(0) - 1
+    at_risk = risk.logcumsumexp(0)[last][moment]
+    if ties == "efron":
+        dying = torch.where(event, risk, torch.full_like(risk, -torch.inf))
+        peak = risk.detach().max()
+        tied = risk.new_zeros(len(count)).index_add(0, moment, (dying - peak).exp())
+        number = risk.new_zeros(len(count)).index_add(0, moment, event.to(risk))
+        # Of the events of a moment, the one of rank l leaves the share l / number of all of them out of its risk set.
+        before = event.to(risk).cumsum(0) - event.to(risk)
+        rank = before - before[last - count + 1][moment]
+        share = rank / number[moment].clamp(min=1)
+        rest = ((at_risk - peak).exp() - share * tied[moment]).clamp(min=torch.finfo(risk.dtype).tiny)
+        at_risk = torch.where(rank > 0, rest.log() + peak, at_risk)
+    return torch.where(event, risk - at_risk, torch.zeros_like(risk)).sum()

@@ -28,24 +28,9 @@ from nibabel.nifti1 import Nifti1Image
 
 from cpic_monai.attribution import CLASSES
 from cpic_monai.label import LabelBundle
-from cpic_monai.report.atomic import write_text_atomically
 
 MODEL = "cpic"
 WEEKS = [0.0, 26.0, 52.0]
-
-
-STOCK_KEYS = {
-    "pre_transforms": [{"_target_": "cpic_monai.label.RequestedPatchesd", "bundle_root": "@bundle_root"}],
-    "post_transforms": [{"_target_": "cpic_monai.label.RequestedResultd", "bundle_root": "@bundle_root"}],
-    "inferer": {"_target_": "cpic_monai.label.RequestInferer"},
-}
-
-
-def add_stock_keys(config: Path) -> None:
-    """Add what the stock app reads to a bundle's inference.json that lacks it (docs/label.md)."""
-    content = json.loads(config.read_text(encoding="utf-8"))
-    if "pre_transforms" not in content:
-        write_text_atomically(config, json.dumps(content | STOCK_KEYS, indent=4) + "\n")
 
 
 class Check:
@@ -200,7 +185,6 @@ class Check:
         shutil.copytree(Path(sys.prefix) / "monailabel" / "sample-apps" / "monaibundle", app)
         bundle = app / "model" / "cpic_fvc_regression"
         shutil.copytree(self.bundle, bundle)
-        add_stock_keys(bundle / "configs" / "inference.json")
         conf = {"models": "cpic_fvc_regression", "zoo_source": "local", "sam2": "false"}
         options = ("--uvicorn_app", "cpic_monai.label.stock_server:app")
         with Server(app, self.studies, conf, self.work, self.bundle, options) as server:

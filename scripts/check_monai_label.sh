@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The bundle in a real MONAI Label server, over HTTP: infer, overlay, fine-tune, infer, restart, and the stock app.
-# Trains and packs a small bundle in .venv (scripts/install.sh), and serves it from .venv-label (3.4 GB, made if it is
+# Trains and packs a small bundle in .venv (scripts/install.sh), and serves it from .venv-label (3.7 GB, made if it is
 # not there or its pins have changed).
 #
 #   bash scripts/check_monai_label.sh [FOLDER]    keeps bundle, scans and logs in FOLDER, which must be empty or absent

@@ -66,7 +66,6 @@ class Server:
             command += ["--conf", key, value]
         environment = os.environ | {
             "MONAI_LABEL_SESSION_PATH": str(work / "sessions"),
-            "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false",
             "PYTHONPATH": str(importable),
         }
         self._command, self._environment, self._work = command, environment, work

@@ -4,6 +4,7 @@ from cpic_monai.cohorts.brats import BratsCohort
 from cpic_monai.cohorts.cohort import Cohort, LeftOut
 from cpic_monai.cohorts.folds import split
 from cpic_monai.cohorts.osic import OsicCohort
+from cpic_monai.cohorts.outcomes import ClassTableCohort, SurvivalTableCohort
 from cpic_monai.cohorts.phantom import write_phantom_cohort
 from cpic_monai.cohorts.prepare import ItemEncoder, Splits, load_splits, prepare
 from cpic_monai.cohorts.scans import ScanCohort, find_scans
@@ -13,6 +14,7 @@ from cpic_monai.cohorts.target import TargetScaler
 
 __all__ = [
     "BratsCohort",
+    "ClassTableCohort",
     "Cohort",
     "Column",
     "ItemEncoder",
@@ -20,6 +22,7 @@ __all__ = [
     "OsicCohort",
     "ScanCohort",
     "Splits",
+    "SurvivalTableCohort",
     "TableCohort",
     "TabularEncoder",
     "TargetScaler",

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from cpic_monai.cross.index_sets import CrossIndices, CrossPlan, left_sizes, make_plan, oversampled, right_sizes
 from cpic_monai.cross.interpolation import Ridge
+from cpic_monai.cross.planned import StackedPlan, interpolate_plan, stack_plan
 from cpic_monai.cross.seeds import suffix_sets
-from cpic_monai.cross.sweep import Evaluate, alternate, half_sweep, interpolate_plan
+from cpic_monai.cross.sweep import Evaluate, alternate, half_sweep
 from cpic_monai.cross.truncation import truncate_train
 from cpic_monai.grid import IndexGrid, all_codes
 from cpic_monai.tensor_train import TensorTrain, tt_svd
@@ -68,6 +69,7 @@ class CohortIndexSets(nn.Module):
         self.register_buffer("right", torch.zeros((draws, bonds, self.columns), dtype=torch.int64))
         self.register_buffer("alive", torch.zeros((draws, bonds, self.rows), dtype=torch.bool))
         self._plans: list[CrossPlan] | None = None
+        self._stacked: dict[torch.device, list[StackedPlan]] = {}
         generator = torch.Generator().manual_seed(seed)
         self.select(lambda codes: _noise(codes, channels, generator), self._random_seeds(generator), generator)
 
@@ -88,6 +90,19 @@ class CohortIndexSets(nn.Module):
             self._plans = [make_plan(self.grid, self.indices(d)) for d in range(self.draws)]
         return self._plans
 
+    def stacked(self, device: torch.device) -> list[StackedPlan]:
+        """The plans as they are used on a device, laid out there once."""
+        if device not in self._stacked:
+            self._stacked[device] = [stack_plan(plan, device) for plan in self.plans]
+        return self._stacked[device]
+
+    def _apply(self, fn, recurse=True):
+        """Index sets stay where they are, on the CPU: loader workers read them, and may not touch a GPU."""
+        return self
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_stacked": {}}  # loader workers have no use for it
+
     def indices(self, draw: int) -> CrossIndices:
         """The index sets of one draw, without padding."""
         left = tuple(self.left[draw, k, :n][None].cpu() for k, n in enumerate(self._left))
@@ -105,7 +120,7 @@ class CohortIndexSets(nn.Module):
 
     def decompose(self, values: Tensor) -> list[TensorTrain]:
         """Values ``(B, N, C)`` at :meth:`codes` to one train a draw."""
-        parts = zip(self.split(values), self.plans, strict=True)
+        parts = zip(self.split(values), self.stacked(values.device), strict=True)
         trains = [interpolate_plan(part, plan, self.ridge) for part, plan in parts]
         return trains if self.rows == self.rank else [truncate_train(train, self.rank) for train in trains]
 
@@ -147,9 +162,8 @@ class CohortIndexSets(nn.Module):
                 left[d, k, : self._left[k]] = sets.left[k][0]
                 right[d, k, : self._right[k]] = sets.right[k][0]
                 alive[d, k, : self._left[k]] = sets.alive[k][0]
-        device = self.left.device
-        self.left, self.right, self.alive = left.to(device), right.to(device), alive.to(device)
-        self._plans = None
+        self.left, self.right, self.alive = left, right, alive
+        self._plans, self._stacked = None, {}
 
     def _random_seeds(self, generator: torch.Generator) -> list[Tensor]:
         limit = torch.tensor(self.grid.shape)
@@ -163,7 +177,7 @@ class CohortIndexSets(nn.Module):
             if value is not None and value.shape[1:] == getattr(self, name).shape[1:]:
                 setattr(self, name, torch.zeros_like(value, device=self.left.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._plans = None
+        self._plans, self._stacked = None, {}
 
 
 class EveryVoxel(nn.Module):
@@ -210,7 +224,7 @@ class ScanIndexSets(nn.Module):
         self.alternations = alternations
         self.grid, self.rank, self.channels, self.ridge = grid, rank, channels, ridge or Ridge()
         self.seeds: dict[str, Tensor] = {}
-        self.draws = 1
+        self.draws, self.draw = 1, 0
 
     def sweep(self, evaluate: Evaluate, seeds: Tensor, tol: float = 1e-9) -> tuple[list[TensorTrain], CrossIndices]:
         """One half sweep from seed voxel codes ``(B, S)``: the trains, and what was looked at."""
@@ -225,8 +239,12 @@ class ScanIndexSets(nn.Module):
         train, indices = half_sweep(evaluate, self.grid, right, self.rows, joint=False, tol=tol, ridge=self.ridge)
         return [train if self.rows == self.rank else truncate_train(train, self.rank)], indices
 
-    def forget(self, subjects: Sequence[str] | None = None) -> None:
-        """Drop the seeds of these subjects (all by default), to be drawn anew at their next visit."""
+    def forget(self, subjects: Sequence[str] | None = None, draw: int | None = None) -> None:
+        """Drop the seeds of these subjects (all by default), to be drawn anew at their next visit.
+
+        ``draw`` is the number of the new draw: with the network's seed it fixes what is drawn.
+        """
+        self.draw = self.draw if draw is None else draw
         for subject in list(self.seeds) if subjects is None else subjects:
             self.seeds.pop(subject, None)
 

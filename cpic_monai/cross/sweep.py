@@ -13,7 +13,6 @@ from torch import Tensor
 
 from cpic_monai.cross.index_sets import (
     CrossIndices,
-    CrossPlan,
     empty_code,
     extend_left,
     extend_right,
@@ -180,64 +179,3 @@ def _complete(evaluate: Evaluate, left: Tensor, columns: Tensor, parents: Tensor
         new = evaluate(codes).to(known.dtype).reshape(batch, r, fresh.shape[1], channels)
         known = torch.cat([known, new], dim=2)
     return known.gather(2, order[:, None, :, None].expand(batch, r, -1, channels))
-
-
-def interpolate_plan(values: Tensor, plan: CrossPlan, ridge: Ridge | None = None) -> TensorTrain:
-    """The same train from one evaluation of all of a plan's voxels: a static graph without any choice.
-
-    Parameters
-    ----------
-    values
-        Encodings ``(B, N, C)`` at ``plan.codes``, in the dtype of the small algebra (float64 recommended).
-
-    Notes
-    -----
-    Pivots are fixed, so all modes of one size are solved in a single batched call instead of one after the other.
-    """
-    ridge = ridge or Ridge()
-    batch, _, channels = values.shape
-    padded = torch.cat([values, values.new_zeros(batch, 1, channels)], dim=1)  # the last entry is the zero of padding
-    last = len(plan.gather) - 1
-    cores: list[Tensor | None] = [None] * last
-    for members in _by_mode_size(plan):
-        gather, rows, alive = (t.to(values.device) for t in _stack(plan, members, values.shape[1]))
-        groups, count, r, n, s = gather.shape
-        flat = gather.reshape(groups, -1)
-        picked = _take(padded, flat)
-        matrix = picked.reshape(batch, count, r * n, s * channels)
-        solved = interpolate(matrix, rows.expand(batch, -1, -1), alive, ridge).reshape(batch, count, r, n, -1)
-        for i, k in enumerate(members):
-            cores[k] = solved[:, i, : plan.gather[k].shape[1], :, : plan.rows[k].shape[1]]
-    tail = plan.gather[last].to(values.device)
-    final = _take(values, tail.reshape(tail.shape[0], -1)).reshape(batch, tail.shape[1], tail.shape[2], channels)
-    return TensorTrain((*(c for c in cores if c is not None), final))
-
-
-def _take(values: Tensor, places: Tensor) -> Tensor:
-    """Values ``(B, M, C)`` at places ``(G, M)``."""
-    if places.shape[0] == 1:
-        return values.index_select(1, places[0])
-    return values.gather(1, places[:, :, None].expand(-1, -1, values.shape[2]))
-
-
-def _by_mode_size(plan: CrossPlan) -> list[list[int]]:
-    """Mode numbers (without the last mode) grouped by their size."""
-    groups: dict[int, list[int]] = {}
-    for k, gather in enumerate(plan.gather[:-1]):
-        groups.setdefault(gather.shape[2], []).append(k)
-    return list(groups.values())
-
-
-def _stack(plan: CrossPlan, members: list[int], zero: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One padded gather table ``(G, m, r, n, s)``, pivots and masks ``(G, m, r)`` for modes of one size."""
-    r = max(plan.gather[k].shape[1] for k in members)
-    s = max(plan.gather[k].shape[3] for k in members)
-    rank = max(plan.rows[k].shape[1] for k in members)
-    pad = torch.nn.functional.pad
-    gather = [
-        pad(plan.gather[k], (0, s - plan.gather[k].shape[3], 0, 0, 0, r - plan.gather[k].shape[1]), value=zero)
-        for k in members
-    ]
-    rows = [pad(plan.rows[k], (0, rank - plan.rows[k].shape[1])) for k in members]
-    alive = [pad(plan.alive[k], (0, rank - plan.alive[k].shape[1])) for k in members]
-    return torch.stack(gather, 1), torch.stack(rows, 1), torch.stack(alive, 1)

@@ -130,7 +130,7 @@ def _context(result: Mapping[str, Any]) -> dict[str, Any]:
                 "name": name,
                 "is_method": is_method,
                 "cells": [words.written(key, fold[key]) for fold in entry["folds"]],
-                "spread": f"{words.written(key, entry['mean'][key])} ± {number(entry['sd'][key], 2)}",
+                "spread": _spread(entry, key),
             }
             for name, is_method, entry in rows
         ],
@@ -150,18 +150,21 @@ def _context(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _spread(entry: Mapping[str, Any], key: str) -> str:
+    return f"{words.written(key, entry['mean'][key])} ± {words.written(key, entry['sd'][key])}"
+
+
 def _row(name: str, is_method: bool, entry: Mapping[str, Any], rows: Any) -> dict[str, Any]:
     pooled, cells = entry.get("pooled") or {}, []
     for key, _, greater, _ in words.COLUMNS:
         means = [other["mean"][key] for _, _, other in rows if not math.isnan(other["mean"][key])]
         best = bool(means) and greater is not None and entry["mean"][key] == (max(means) if greater else min(means))
-        spread = number(100 * entry["sd"][key], 1) if key == "coverage" else words.written(key, entry["sd"][key])
         low, high = (pooled.get("intervals") or {}).get(key) or (None, None)
         text = words.written(key, pooled[key]) if key in pooled else ""
         sure = words.ends(key, low, high)
         cells.append(
             {
-                "mean": f"{words.written(key, entry['mean'][key])} ± {spread}",
+                "mean": _spread(entry, key),
                 "best": best,
                 "pooled": f"{text} ({sure})" if text and sure else text,
             }
@@ -173,7 +176,9 @@ def _row(name: str, is_method: bool, entry: Mapping[str, Any], rows: Any) -> dic
 def _difference(differences: Mapping[str, Any], key: str) -> tuple[str, str]:
     if key not in differences:
         return "–", ""
-    signed = {name: ("+" if value > 0 else "") + words.written(key, value) for name, value in differences[key].items()}
+    signed = {}
+    for name, value in differences[key].items():
+        signed[name] = ("+" if value > 0 else "") + words.written(key, value).replace("-", "−")
     return signed["difference"], f"{signed['low']} to {signed['high']}"
 
 
@@ -186,7 +191,7 @@ def _sentences(result: Mapping[str, Any]) -> list[str]:
     )
     parts = []
     for name, entry in methods.items():
-        value = f"{words.written(key, entry['mean'][key])} ± {number(entry['sd'][key], 2)}"
+        value = _spread(entry, key)
         parts.append((f"{name} " if several else "") + value + (f" {unit}" if unit else ""))
     constant = result["baselines"]["constant"]["mean"][key]
     return [

@@ -35,25 +35,25 @@ class MethodResult:
     name : str
     folds : list of DataFrame
         Predictions of all splits of each fold.
-    metrics : list of mapping
+    metrics : sequence of mapping
         ``metrics.json`` of each fold.
     facts : mapping
         ``report.json`` of the first fold: ``target``, ``scoring``, ``cohort``, ``provenance``.
     seconds : list of float
         Wall time of each fold's process.
-    settings : list of mapping
+    settings : sequence of mapping
         Configuration of each fold.
     """
 
     name: str
     folds: list[pd.DataFrame]
-    metrics: list[Mapping[str, Any]]
+    metrics: Sequence[Mapping[str, Any]]
     facts: Mapping[str, Any]
     seconds: list[float]
     settings: Sequence[Mapping[str, Any]] = ()
 
     @property
-    def scoring(self) -> dict[str, float]:
+    def scoring(self) -> dict[str, Any]:
         """Clips of the mLLL, in the target's unit."""
         return dict(self.facts.get("scoring") or {})
 
@@ -169,7 +169,7 @@ def aggregate(methods: Mapping[str, MethodResult], splits: Mapping[str, Any], ke
     return result
 
 
-def _differences(first: pd.DataFrame, second: pd.DataFrame, scoring: Mapping[str, float]) -> dict[str, Any]:
+def _differences(first: pd.DataFrame, second: pd.DataFrame, scoring: Mapping[str, Any]) -> dict[str, Any]:
     mine, theirs = (summarise(part, **scoring) for part in (first, second))
     intervals = metric_differences(second, first, **scoring)
     return {

@@ -12,7 +12,7 @@ from cpic_monai.cross import Ridge
 from cpic_monai.cross.bank import CohortIndexSets, EveryVoxel, ScanIndexSets
 from cpic_monai.cross.index_sets import CrossPlan
 from cpic_monai.networks import CPICNet
-from cpic_monai.networks.heads import ordered
+from cpic_monai.networks.heads import LogitHead, ordered
 from cpic_monai.tensor_train import TensorTrain
 
 
@@ -142,6 +142,7 @@ class StaticCPIC(nn.Module):
     final_basis: Tensor
     vectors: Tensor
     centre: Tensor
+    widths: Tensor
 
     def __init__(self, network: CPICNet) -> None:
         super().__init__()
@@ -149,6 +150,7 @@ class StaticCPIC(nn.Module):
         trains = network.basis.trains
         self.encoder, head = copy.deepcopy(network.encoder), copy.deepcopy(network.head)
         self.tabular, self.joint, self.tabular_features = head.tabular, head.joint, head.tabular_features
+        self.register_buffer("widths", head.widths)
         self.patch_size, self.in_channels = network.patch_size, network.encoder.in_channels
         self.shape = list(network.grid.shape)
         sizes = sorted(set(network.grid.mode_sizes[:-1]))
@@ -194,7 +196,7 @@ class StaticCPIC(nn.Module):
                     (features.shape[0], self.tabular_features), dtype=features.dtype, device=features.device
                 )
             features = torch.cat([features, self.tabular(tabular.to(features.dtype))], dim=1)
-        return ordered(self.joint(features))
+        return ordered(self.joint(features), self.widths)
 
     def cubes(self, image: Tensor) -> Tensor:
         """Patches ``(S, N, C, p, p, p)`` of a dense batch ``(S, C, D, H, W)``; outside of it everything is zero."""
@@ -279,6 +281,11 @@ def _shared_sets(network: CPICNet) -> CohortIndexSets:
         raise TypeError(
             f"this network cannot be exported: its index sets are larger than the rank ({sets.rows} and {sets.rank}), "
             "and the truncation to the rank is an SVD, which ONNX does not know: train with oversampling 1"
+        )
+    if isinstance(network.head, LogitHead):
+        raise TypeError(
+            "this network cannot be exported: its head gives logits of classes or a log hazard, and only quantiles are "
+            "supported; predict in Python"
         )
     if not network.basis.scans:
         raise ValueError("this network cannot be exported: it was never fitted; load a checkpoint first")

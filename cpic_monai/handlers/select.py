@@ -98,7 +98,7 @@ def select_index_sets(
     """
     sets = network.indices
     if isinstance(sets, ScanIndexSets):
-        sets.forget()
+        sets.forget(draw=seed)
         return
     if not isinstance(sets, CohortIndexSets | RandomVoxels):
         return

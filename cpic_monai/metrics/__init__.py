@@ -9,9 +9,13 @@ Use in an engine that does not decollate::
 
     IgniteMetricHandler(metric_fn=ModifiedLaplaceLogLikelihood(), output_transform=from_engine(["pred", "label"]))
 
+Metrics of class probabilities (`auc`, `accuracy`, `log_loss`) and of log hazards (`concordance`, `cox`) are beside
+them.
+
 `mlll`, `r2` are better when greater; `rmse`, `mae`, `pinball` when smaller; `coverage` when near its nominal value.
 """
 
+from cpic_monai.metrics.classification import Accuracy, AreaUnderCurve, LogLoss, classification_metrics
 from cpic_monai.metrics.engine import EngineMetrics
 from cpic_monai.metrics.frame import quantile_columns, summarise
 from cpic_monai.metrics.quantile import (
@@ -24,17 +28,27 @@ from cpic_monai.metrics.quantile import (
     RootMeanSquaredError,
     missing_level,
 )
+from cpic_monai.metrics.rows import RowMetric
+from cpic_monai.metrics.survival import ConcordanceIndex, CoxLikelihood, survival_metrics
 
 __all__ = [
     "R2",
+    "Accuracy",
+    "AreaUnderCurve",
+    "ConcordanceIndex",
+    "CoxLikelihood",
     "EngineMetrics",
     "IntervalCoverage",
+    "LogLoss",
     "MeanAbsoluteError",
     "ModifiedLaplaceLogLikelihood",
     "PinballMetric",
     "QuantileMetric",
     "RootMeanSquaredError",
+    "RowMetric",
+    "classification_metrics",
     "missing_level",
     "quantile_columns",
     "summarise",
+    "survival_metrics",
 ]

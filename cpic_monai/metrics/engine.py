@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from monai.handlers import IgniteMetricHandler, from_engine
+from monai.metrics import CumulativeIterationMetric
 
 from cpic_monai.metrics.named import named_metrics
 
@@ -18,12 +19,20 @@ class EngineMetrics:
         Levels of the predictions' columns.
     sigma_min, error_max
         Clips of mLLL in the target's unit.
+    metrics
+        Others by name, in the place of these (of classes, of survival).
     """
 
     def __init__(
-        self, quantiles: Sequence[float] = (0.2, 0.5, 0.8), sigma_min: float = 70.0, error_max: float = 1000.0
+        self,
+        quantiles: Sequence[float] = (0.2, 0.5, 0.8),
+        sigma_min: float = 70.0,
+        error_max: float = 1000.0,
+        metrics: Mapping[str, CumulativeIterationMetric] | None = None,
     ) -> None:
-        self.metrics = named_metrics(quantiles, sigma_min, error_max)
+        self.metrics: dict[str, CumulativeIterationMetric] = {
+            **(named_metrics(quantiles, sigma_min, error_max) if metrics is None else metrics)
+        }
 
     def key(self, name: str) -> dict[str, IgniteMetricHandler]:
         """The key metric alone.

@@ -260,7 +260,9 @@ class CPICNet(nn.Module):
         names = list(subjects or ())
         if names and all(name in sets.seeds for name in names):
             return torch.stack([sets.seeds[name] for name in names])
-        drawn = self.seeds(source, torch.Generator().manual_seed(self.seed))
+        # Scan by scan from one seed: what a scan gets does not depend on which others are in its batch.
+        start = self.seed + sets.draw
+        drawn = torch.cat([self.seeds(source[i], torch.Generator().manual_seed(start)) for i in range(source.batch)])
         return torch.stack([sets.seeds.setdefault(n, s) for n, s in zip(names, drawn, strict=True)]) if names else drawn
 
     def _encode_batched(self, flat: Tensor) -> Tensor:

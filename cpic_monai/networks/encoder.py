@@ -40,10 +40,13 @@ class PatchEncoder(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """``(M, in_channels, p, p, p)`` to ``(M, channels)``."""
         # Channels last runs four times faster here: the first layers have few channels, tiny cubes and a large batch.
-        hidden = self.layers[:-1](patches.contiguous(memory_format=torch.channels_last_3d))
+        hidden = patches.contiguous(memory_format=torch.channels_last_3d)
         # The sigmoid in float32 even under autocast: encodings differ from background's by little, and 0.5 plus that
         # little would be rounded away.
-        return self.layers[-1](hidden.float()).flatten(1)
+        last = len(self.layers) - 1
+        for n, layer in enumerate(self.layers):
+            hidden = layer(hidden.float() if n == last else hidden)
+        return hidden.flatten(1)
 
 
 class VoxelValues(nn.Module):

@@ -31,6 +31,10 @@ class PatchSource(Protocol):
 
     batch: int
 
+    def __getitem__(self, scan: int) -> PatchSource:
+        """One scan of the batch, as a batch of one."""
+        ...
+
     def patches(self, voxels: Tensor) -> Tensor:
         """Cubes ``(B, M, C, p, p, p)`` at voxels int64 ``(M, 3)`` or ``(B, M, 3)``."""
         ...
@@ -46,6 +50,10 @@ class DenseSource:
     def __init__(self, image: Tensor, patch_size: int) -> None:
         self.image, self.patch_size = image, patch_size
         self.batch = image.shape[0]
+
+    def __getitem__(self, scan: int) -> DenseSource:
+        """See :class:`PatchSource`."""
+        return DenseSource(self.image[scan : scan + 1], self.patch_size)
 
     def patches(self, voxels: Tensor) -> Tensor:
         """See :class:`PatchSource`."""
@@ -86,6 +94,10 @@ class LazySource:
     def __init__(self, scans: Sequence[LazyScan], patch_size: int, scales: Sequence[int] = (1,)) -> None:
         self.scans, self.patch_size, self.scales = list(scans), patch_size, tuple(scales)
         self.batch = len(self.scans)
+
+    def __getitem__(self, scan: int) -> LazySource:
+        """See :class:`PatchSource`."""
+        return LazySource(self.scans[scan : scan + 1], self.patch_size, self.scales)
 
     def patches(self, voxels: Tensor) -> Tensor:
         """See :class:`PatchSource`."""

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cpic_monai.transforms.registration import CoarseImage, register
 from cpic_monai.transforms.virtual_scan import VirtualScan
-from cpic_monai.volumes import CachedVolume, PooledVolume
+from cpic_monai.volumes import CachedVolume, pooled_volume
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def coarse_image(
     """
     size = np.linalg.norm(volume.affine[:3, :3], axis=0)
     factors = np.clip(np.round(spacing / size), 1, volume.shape).astype(int)
-    pooled = CachedVolume(PooledVolume(volume, factors.tolist()), volume.cache)
+    pooled = pooled_volume(volume, factors.tolist())
     corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * (np.array(volume.shape) - 1)
     world = corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]
     low, high = world.min(0), world.max(0)

@@ -39,7 +39,7 @@ def test_alive_and_missing_survival_are_reported(tmp_path: Path) -> None:
     np.testing.assert_array_equal(splits.train[1]["tabular"].numpy()[0, 1:], [1, 0])
     assert splits.train[0]["image"] == str(tmp_path / "P1" / "P1_t1.nii")
     assert splits.train[1]["image"].endswith("P3_t1.nii.gz")
-    assert splits.train[1]["strata"] == {"Extent_of_Resection": "unknown"}
+    assert splits.train[1]["strata"] == {"Age": "54.25", "Extent_of_Resection": "unknown"}
 
 
 def test_sequences_are_channels_in_the_order_asked(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_visits_are_relative_to_the_first(tmp_path: Path) -> None:
     np.testing.assert_allclose(a["scale"].numpy().ravel(), 250)
     np.testing.assert_allclose(a["label"].numpy().ravel(), [0, -2, -4])
     np.testing.assert_allclose((b["label"] * b["scale"] + b["offset"]).numpy().ravel(), [3000, 2800])
-    assert a["strata"] == {"Sex": "Male", "SmokingStatus": "Ex-smoker"}
+    assert a["strata"] == {"Age": "60.0", "Sex": "Male", "SmokingStatus": "Ex-smoker"}
     assert all(str(a[k].dtype) == "torch.float32" for k in ("tabular", "label", "offset", "scale", "visit"))
     assert (cohort.unit, cohort.target_name, cohort.visit_name) == ("mL", "FVC", "week")
 

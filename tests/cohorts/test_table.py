@@ -46,7 +46,7 @@ def test_missing_values_are_encoded_or_reported(tmp_path: Path) -> None:
     )
     labels = np.concatenate([item["label"].numpy() for item in splits.train]).ravel()
     np.testing.assert_allclose(labels, np.array([-1, 0, 1]) * np.sqrt(1.5), rtol=1e-6)
-    assert splits.train[0]["strata"] == {"sex": "F", "site": "1"}
+    assert splits.train[0]["strata"] == {"age": "40.0", "sex": "F", "site": "1"}
     assert np.isnan(splits.train[0]["visit"].numpy()).all()
     assert cohort.describe()["tabular"]["sex"] == {"kind": "categorical", "missing": 1, "counts": {"F": 1, "M": 1}}
 

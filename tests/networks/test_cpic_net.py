@@ -222,3 +222,12 @@ def test_gauge_free_features() -> None:
     network.basis.fit([train])
     turned = TensorTrain(tuple(-c if k < 2 else c for k, c in enumerate(train.cores)))
     torch.testing.assert_close(network.basis([turned]), network.basis([train]))
+
+
+def test_a_scan_never_seen_is_predicted_alike_in_any_company() -> None:
+    network, image = small_network(index_sets="scan"), images(4)
+    network.basis.fit(network.decompose(images(5, seed=1)))
+    torch.testing.assert_close(network(image)[2:3], network(image[2:3]), rtol=1e-4, atol=1e-5)
+    before = network.looked_at(image[:1])[0]
+    network.indices.forget(draw=1)
+    assert not torch.equal(before, network.looked_at(image[:1])[0]), "a new draw looks elsewhere"

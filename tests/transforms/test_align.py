@@ -156,7 +156,8 @@ def template(scans, tmp_path_factory):
 
 def views(scans, template, *further, **settings):
     chain = [LoadVolumed("image"), Orientationd("image", "SPL", labels=None), aligner(template, **settings), *further]
-    return [LazyCompose([*chain, VirtualScand("image")])(dict(item))["image"] for item in scans]
+    compose = LazyCompose([*chain, VirtualScand("image")]).set_random_state(3)
+    return [compose(dict(item))["image"] for item in scans]
 
 
 def test_aligned_views_show_the_same_place_at_the_same_voxel(scans, template):
@@ -184,14 +185,16 @@ def test_without_alignment_the_views_differ(scans, template):
 def test_the_views_affine_is_where_its_values_come_from(scans, template):
     """Also with a random shift behind the alignment, which moves the view and nothing else."""
     plain = views(scans, template)
-    shift = RandAffined("image", prob=1.0, translate_range=[2] * 3).set_random_state(3)
+    shift = RandAffined("image", prob=1.0, translate_range=[2] * 3)
     shifted = views(scans, template, shift)
     inside = np.stack(np.meshgrid(*[np.arange(6, 18)] * 3, indexing="ij"), -1)
     for item, before, view in zip(scans, plain, shifted, strict=True):
         for scan in (before, view):
             values = scan.box((6, 6, 6), (18, 18, 18))[0].numpy()
             expected = body(to(np.linalg.inv(PLACES[item["subject"]]) @ scan.affine, inside.astype(float)))
-            np.testing.assert_allclose(values, expected, atol=0.1)
+            # Linear between voxels of 2 to 4 mm: h² f'' / 8 along three axes is 0.2 at the sharpest blob.
+            np.testing.assert_allclose(values, expected, atol=0.25)
+            assert np.abs(values - expected).mean() < 0.02
         np.testing.assert_allclose(before.affine[:3, :3], view.affine[:3, :3], atol=1e-6)
         moved_by = np.linalg.solve(before.affine[:3, :3], (view.affine - before.affine)[:3, 3])
         assert 0.05 < np.abs(moved_by).max() <= 2.0

@@ -1,0 +1,126 @@
+"""Evaluation of a task: predictions, metrics of every split, and a page with their table."""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+from collections.abc import Mapping
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from ignite.engine import Events
+from monai.engines import Evaluator
+
+from cpic_monai.distributed import gather_objects, rank
+from cpic_monai.report import write_metrics
+from cpic_monai.report.atomic import write_text_atomically
+from cpic_monai.tasks.task import Task
+
+__all__ = ["TaskEvaluation"]
+
+logger = logging.getLogger(__name__)
+
+
+class TaskEvaluation:
+    """Predict splits and write ``predictions.csv``, ``metrics.json`` and a short ``report.html`` (and ``.md``).
+
+    Parameters
+    ----------
+    evaluator
+        With ``decollate=False`` and the task's postprocessing.
+    loaders
+        Split name to loader.
+    output_dir
+        Made where missing.
+    task
+        Names and scores the predictions.
+    target_name
+        Of the cohort.
+    cohort, provenance
+        Facts for the page.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        loaders: Mapping[str, Any],
+        output_dir: str | Path,
+        *,
+        task: Task,
+        target_name: str,
+        cohort: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.evaluator, self.loaders, self.output_dir, self.task = evaluator, dict(loaders), Path(output_dir), task
+        self.target_name, self.cohort, self.provenance = target_name, cohort or {}, provenance or {}
+
+    def run(self) -> dict[str, Any]:
+        """Predict, score, write; returns the content of ``metrics.json`` (empty but in the first process)."""
+        frames, metrics = [], {}
+        for split, loader in self.loaders.items():
+            scans = self._predict(loader)
+            if not scans or rank() > 0:
+                continue
+            pred, label = (torch.cat([scan[key] for scan in scans]) for key in ("pred", "label"))
+            subject = [scan["subject"] for scan in scans for _ in range(len(scan["pred"]))]
+            columns = {name: pred[:, k].tolist() for k, name in enumerate(self.task.columns)}
+            frames.append(pd.DataFrame({"split": split, "subject": subject, **columns, **self.task.truth(label)}))
+            metrics[split] = self._score(pred, label) | {"n": len(pred), "subjects": len(set(subject))}
+        if rank() > 0:
+            return {}
+        if not frames:
+            raise ValueError("no split has any scan to evaluate; check the cohort and `folds`")
+        table = pd.concat(frames, ignore_index=True)
+        write_text_atomically(self.output_dir / "predictions.csv", table.to_csv(index=False, lineterminator="\n"))
+        write_metrics(metrics, self.output_dir / "metrics.json")
+        self._page(metrics)
+        for split, entry in metrics.items():
+            logger.info(f"{split}: " + ", ".join(f"{name} {value:.3f}" for name, value in entry.items()))
+        return metrics
+
+    def _predict(self, loader: Any) -> list[dict[str, Any]]:
+        """Predictions and labels of each scan, of all processes, in the split's order."""
+        engine, parts = self.evaluator, []
+
+        def collect() -> None:
+            batch, out = engine.state.batch, engine.state.output
+            labels = torch.as_tensor(out["label"]).cpu().double() * batch["scale"] + batch["offset"]
+            for k, subject in enumerate(batch["subject"]):
+                rows = batch["scan_index"] == k
+                pred = torch.as_tensor(out["pred"]).cpu()[rows]
+                parts.append({"subject": subject, "pred": pred, "label": labels[rows]})
+
+        if len(loader):
+            with engine.add_event_handler(Events.ITERATION_COMPLETED, collect):
+                engine.data_loader = loader
+                engine.state.epoch_length = len(loader)
+                engine.run()
+        # Scans were dealt to the processes in turn (cpic_monai.distributed.deal), and are taken back in turn.
+        return [scan for turn in zip_longest(*gather_objects(parts)) for scan in turn if scan is not None]
+
+    def _score(self, pred: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
+        scores = {}
+        for name, metric in self.task.metrics().items():
+            rows = torch.as_tensor(metric(pred, label))
+            scores[name] = metric.of(rows[:, :-1], rows[:, -1])  # type: ignore[attr-defined]
+        return scores
+
+    def _page(self, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+        """The metrics as a table, and what the cohort and the run were."""
+        scores = pd.DataFrame(metrics).T.rename_axis("split").reset_index()
+        title = f"{self.target_name}: predictions of C-PIC"
+        facts = json.dumps({"cohort": self.cohort, "run": self.provenance}, indent=2, default=str)
+        text = (
+            f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
+            f"<h1>{html.escape(title)}</h1>\n{scores.to_html(index=False, float_format='%.3f')}\n"
+            f"<details><summary>Cohort and run</summary><pre>{html.escape(facts)}</pre></details>\n</html>\n"
+        )
+        write_text_atomically(self.output_dir / "report.html", text)
+        rows = [list(scores.columns), ["---"] * scores.shape[1]]
+        rows += [[v if isinstance(v, str) else f"{v:.3f}" for v in row] for row in scores.itertuples(index=False)]
+        lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        write_text_atomically(self.output_dir / "report.md", f"# {title}\n\n{lines}\n")

@@ -1,0 +1,88 @@
+"""The two recipes for a task: the ridge regresses on its working response, the head learns by its loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cpic_monai.engines import Recipe
+from cpic_monai.inferers import LeaveOneOutInferer
+from cpic_monai.networks import CPICNet, LeaveOneOutRidge
+from cpic_monai.networks.heads import LogitHead
+from cpic_monai.tasks.task import Task
+
+__all__ = ["LogitCPICNet", "TaskRecipe", "WorkingRidge"]
+
+
+class LogitCPICNet(CPICNet):
+    """:class:`cpic_monai.networks.CPICNet` whose head's outputs are in no order; ``quantiles`` is their number."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.head = LogitHead.like(self.head)
+
+
+class WorkingRidge(LeaveOneOutRidge):
+    """The leave-one-out ridge regression on a task's working response in the place of the label.
+
+    Parameters
+    ----------
+    task
+        Gives the response, of one column or several.
+    ridge
+        Starting values, see :class:`cpic_monai.networks.LeaveOneOutRidge`.
+    """
+
+    def __init__(self, task: Task, **ridge: float) -> None:
+        super().__init__(**ridge)
+        self.task = task
+
+    def forward(self, gram: Tensor, tabular: Tensor, scan_index: Tensor, target: Tensor) -> Tensor:
+        """Labels less the left-out residuals of the response ``(R, M)``: what differs from the label is the error."""
+        response = self.task.working_response(target.to(gram.dtype))
+        return target.to(gram.dtype) - (response - super().forward(gram, tabular, scan_index, response))
+
+    @torch.no_grad()
+    def scan_effects(self, gram: Tensor, tabular: Tensor, scan_index: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the response's columns, side by side: ``(S, (1 + F) M)``."""
+        response = self.task.working_response(target.to(gram.dtype))
+        columns = [super(WorkingRidge, self).scan_effects(gram, tabular, scan_index, y) for y in response.split(1, 1)]
+        dual, left_out = zip(*columns, strict=True)
+        return torch.cat(dual, 1), torch.cat(left_out, 1)
+
+
+class TaskRecipe(Recipe):
+    """:class:`cpic_monai.engines.Recipe` for a task.
+
+    Parameters
+    ----------
+    name, network, ridge, ridge_learning_rate
+        As there.
+    task
+        What is predicted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: CPICNet,
+        task: Task,
+        ridge: dict[str, float] | None = None,
+        ridge_learning_rate: float = 0.02,
+    ) -> None:
+        super().__init__(name, network, task.loss, ridge, ridge_learning_rate)
+        self.ridge = WorkingRidge(task, **(ridge or {}))
+        self.parameters[1]["params"] = list(self.ridge.parameters())
+        if self.fits_head:
+            self.inferer = LeaveOneOutInferer(self.ridge)
+            self.loss = ResidualLoss()
+
+
+class ResidualLoss(nn.Module):
+    """Mean squared difference of :class:`WorkingRidge`'s predictions ``(R, M)`` from labels ``(R, 1)``."""
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Scalar."""
+        return (pred - target).square().mean()
