@@ -31,7 +31,6 @@ from cpic_monai.report.atomic import write_text_atomically
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "cpic_fvc_regression"
 PLACE = "$os.path.dirname(os.path.dirname(os.path.abspath(cpic_monai.__file__)))"
-CHECKPOINT = {"_target_": "cpic_monai.export.read_checkpoint", "path": "@ckpt_path"}
 SCRIPTS = ("verify_bundle.py", "bundle_schema.json")
 FIGURES = {"mlll": "mLLL", "rmse": "RMSE, mL", "mae": "MAE, mL", "r2": "R2", "coverage": "coverage", "n": "visits"}
 TABLE = "<!-- metrics: filled in by pack_bundle.py -->"
@@ -77,8 +76,6 @@ def packed_configs(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[
     for name, config in configs.items():
         taken = [key for key, value in config.items() if isinstance(value, str) and value.startswith("%configs/")]
         new = write_out(config, configs)
-        if "checkpoint" in new:
-            new["checkpoint"] = dict(CHECKPOINT)
         explained = {key: train["_about_"][key] for key in taken if key in train["_about_"]}
         new["_about_"] = {**explained, **new["_about_"]}
         if name in ("evaluate.json", "inference.json"):

@@ -17,7 +17,7 @@ SCANS = ("grid", "volumes", "transforms")
 NETWORK = ("grid", "tensor_train", "cross", "networks")
 REST = (
     "distributed", "losses", "metrics", "batches", "inferers", "engines", "handlers",
-    "cohorts", "report", "tracking", "export", "serving", "evaluation", "finetune", "baselines",
+    "cohorts", "report", "calibration", "tasks", "tracking", "export", "serving", "evaluation", "finetune", "baselines",
     "cross_validation", "attribution", "label",
 )  # fmt: skip
 

@@ -106,7 +106,7 @@ class FitBasisAndHead:
         else:
             features = self._supervised(trains, rows)
             loss = fit_head(self.network.head, features, rows, self.loss_function, self.schedule, self.seed)
-            logger.info(f"basis of {len(features)} scans, head fitted to a pinball loss of {loss:.4f}")
+            logger.info(f"basis of {len(features)} scans, head fitted to a loss of {loss:.4f}")
         # Equal by construction; bit for bit also where processes compute on unlike hardware.
         broadcast_module(self.network)
         self.network.train(training)
@@ -179,6 +179,7 @@ def fit_head(
             for module in head.modules():
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()  # type: ignore[operator]
+        head.reset_parameters()  # a calibration belongs to the weights it was made for
         optimizer = torch.optim.RAdam(
             head.parameters(),
             lr=schedule.learning_rate,
