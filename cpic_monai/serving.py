@@ -281,7 +281,8 @@ def log_model(
         raise FileNotFoundError(f"{checkpoint} does not exist: train first, or give `ckpt_path`")
     model = ScanModel(network, preprocessing, encoder, quantiles, target_name, channels)
     run_id = tracker.cur_run.info.run_id
-    before = mlflow.get_tracking_uri()
+    # None unsets it again: setting it also sets MLFLOW_TRACKING_URI, which would take precedence in the next run.
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(tracker.client.tracking_uri)
     try:
         with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id, nested=True):

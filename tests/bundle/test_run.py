@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import mlflow
@@ -35,6 +36,7 @@ def test_training_leaves_checkpoint_metrics_report_and_tracking(trained, phantom
     page = (trained / "eval" / "report.html").read_text()
     assert "FVC" in page
     assert "<img" in page or "<svg" in page
+    assert "MLFLOW_TRACKING_URI" not in os.environ, "a run leaves the process as it was: it may hold another run"
     client = mlflow.MlflowClient(f"sqlite:///{trained / 'mlruns.db'}")
     experiment = client.get_experiment_by_name("cpic")
     (found,) = client.search_runs(experiment.experiment_id)
