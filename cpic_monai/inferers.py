@@ -8,7 +8,7 @@ from typing import Any
 from monai.inferers import Inferer
 from torch import Tensor
 
-from cpic_monai.distributed import gather_trains, world_size
+from cpic_monai.distributed import gather_trains
 from cpic_monai.networks import CPICNet, LeaveOneOutRidge
 from cpic_monai.networks.basis import mean_inner
 
@@ -38,12 +38,7 @@ class JointInferer(QuantileInferer):
         subjects: Sequence[str] | None = None,
     ) -> Tensor:
         """Quantiles ``(R, Q)`` of all processes' visits, which ``tabular`` and ``scan_index`` describe."""
-        if world_size() == 1:
-            return super().__call__(inputs, network, tabular=tabular, scan_index=scan_index, subjects=subjects)
-        trains = gather_trains(network.decompose(inputs, subjects))
-        if network.training and network.moving_basis:
-            network.basis.update(trains)
-        return network.predict(network.basis(trains), tabular, scan_index)
+        return network.respond(gather_trains(network.decompose(inputs, subjects)), tabular, scan_index)
 
 
 class LeaveOneOutInferer(Inferer):

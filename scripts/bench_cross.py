@@ -27,6 +27,7 @@ import pandas as pd
 import torch
 from bench_cross_methods import PACKAGES, best_within, ours, package_settings
 from bench_cross_problems import Problem, analytic, encoder, encodings, intensities
+from bench_table import markdown
 from tqdm import tqdm
 
 from cpic_monai.cohorts import write_phantom_cohort
@@ -122,15 +123,6 @@ def compare(problem: Problem, rank: int, given: argparse.Namespace, packages: li
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    for each in rows:
-        values = [f"{each[n]:.3g}" if isinstance(each[n], float) else str(each[n]) for n in COLUMNS]
-        lines.append("| " + " | ".join(values) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -159,9 +151,9 @@ def main() -> None:
             new = compare(problem, rank, given, packages)
             rows += new
             if not given.table:
-                print(table(new), flush=True)
+                print(markdown(new, COLUMNS), flush=True)
     if given.table:
-        print(table(rows))
+        print(markdown(rows, COLUMNS))
     if given.json:
         encoded = str(given.checkpoint.name) if given.checkpoint else f"random, seed {given.seed}"
         about = {"encoder": encoded, "scans": given.scans, "seeds": given.seeds, "torch": torch.__version__}

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_peers_job import METHODS, PHASES, SOURCES, Job, default_batch, write_scan
+from bench_table import markdown
 
 OUT_OF_MEMORY = "out of memory"
 #: What torch, oneDNN, NumPy and Python say where memory does not suffice.
@@ -92,11 +93,7 @@ def is_done(row: dict[str, Any], repeats: int) -> bool:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    for row in rows:
-        values = [f"{row[n]:.4g}" if isinstance(row.get(n), float) else str(row.get(n, "")) for n in COLUMNS]
-        lines.append("| " + " | ".join(values) + " |")
-    return "\n".join(lines)
+    return markdown(rows, COLUMNS, digits=4)
 
 
 def jobs_of(given: argparse.Namespace) -> list[list[Job]]:

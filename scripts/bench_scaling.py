@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_table import markdown
 from monai.transforms import Resized
 from tqdm import tqdm
 
@@ -166,15 +167,6 @@ def in_own_process(source: str, side: int, given: argparse.Namespace) -> dict[st
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    """The rows as Markdown."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    for row in rows:
-        values = [f"{row[n]:.3g}" if isinstance(row[n], float) else str(row[n]) for n in COLUMNS]
-        lines.append("| " + " | ".join(values) + " |")
-    return "\n".join(lines)
-
-
 def phantom_scan(folder: Path) -> str:
     """The first patient of a phantom cohort, a folder of DICOM files of 32 x 128 x 128 voxels."""
     write_phantom_cohort(folder, subjects=1, workers=1, progress=False)
@@ -207,7 +199,7 @@ def main() -> None:
         rows = []
         for path, side in tqdm(jobs, desc="measure", unit="row"):
             rows.append(in_own_process(path, side, given))
-    print(table(rows))
+    print(markdown(rows, COLUMNS))
     if given.store_side and (given.store or given.keep):
         print(f"store: {jobs[-1][0]}")
     machine = {"processor": platform.machine(), "threads": given.threads, "torch": torch.__version__}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_table import markdown
 from torch import Tensor, nn
 
 from cpic_monai.networks import CPICNet, LeaveOneOutRidge, PatchEncoder
@@ -142,18 +143,14 @@ def measure(shape: tuple[int, ...], batch: int, train: bool, repeats: int, devic
 
 def table(rows: list[dict]) -> str:
     """Markdown: one line a row, then one line a part."""
-    names = [name for name in rows[0] if name != "parts"]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    parts: dict[str, dict[str, object]] = {}
     for row in rows:
-        cells = [f"{row[n]:.3g}" if isinstance(row[n], float) else str(row[n]) for n in names]
-        lines.append("| " + " | ".join(cells) + " |")
-    kinds = list(dict.fromkeys(name for row in rows for name in row["parts"]))
-    lines += ["", "| part, seconds | " + " | ".join(f"{r['phase']} {r['shape']} x{r['batch']}" for r in rows) + " |"]
-    lines.append("|---|" + "---|" * len(rows))
-    for kind in kinds:
-        cells = [f"{r['parts'][kind]:.3g}" if kind in r["parts"] else "" for r in rows]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        for name, taken in row["parts"].items():
+            part = parts.setdefault(name, {"part, seconds": name})
+            part[f"{row['phase']} {row['shape']} x{row['batch']}"] = taken
+    columns = list(dict.fromkeys(name for part in parts.values() for name in part))
+    steps = markdown(rows, [name for name in rows[0] if name != "parts"])
+    return f"{steps}\n\n{markdown(list(parts.values()), columns)}"
 
 
 def main() -> None:

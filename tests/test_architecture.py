@@ -13,7 +13,7 @@ PACKAGE = Path(cpic_monai.__file__).parent
 ROOT = PACKAGE.parent
 MOST_LINES = 320
 
-SCANS = ("grid", "volumes", "transforms")
+SCANS = ("atomic", "grid", "volumes", "transforms")
 NETWORK = ("grid", "tensor_train", "cross", "networks")
 REST = (
     "distributed", "losses", "metrics", "batches", "inferers", "engines", "handlers",

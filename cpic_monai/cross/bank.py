@@ -12,9 +12,8 @@ from cpic_monai.cross.interpolation import Ridge
 from cpic_monai.cross.planned import StackedPlan, interpolate_plan, stack_plan
 from cpic_monai.cross.seeds import suffix_sets
 from cpic_monai.cross.sweep import Evaluate, alternate, half_sweep
-from cpic_monai.cross.truncation import truncate_train
 from cpic_monai.grid import IndexGrid, all_codes
-from cpic_monai.tensor_train import TensorTrain, tt_svd
+from cpic_monai.tensor_train import TensorTrain, truncate_train, tt_svd
 
 HELD_OUT = 512  # random voxels that say which of several index sets are best
 
@@ -105,9 +104,9 @@ class CohortIndexSets(nn.Module):
 
     def indices(self, draw: int) -> CrossIndices:
         """The index sets of one draw, without padding."""
-        left = tuple(self.left[draw, k, :n][None].cpu() for k, n in enumerate(self._left))
-        right = tuple(self.right[draw, k, :n][None].cpu() for k, n in enumerate(self._right))
-        alive = tuple(self.alive[draw, k, :n][None].cpu() for k, n in enumerate(self._left))
+        left = tuple(self.left[draw, k, :n][None] for k, n in enumerate(self._left))
+        right = tuple(self.right[draw, k, :n][None] for k, n in enumerate(self._right))
+        alive = tuple(self.alive[draw, k, :n][None] for k, n in enumerate(self._left))
         return CrossIndices(left, right, alive)
 
     def codes(self) -> Tensor:
@@ -149,7 +148,7 @@ class CohortIndexSets(nn.Module):
         tol
             Relative residual below which a pivot is dead.
         """
-        left, right, alive = (t.new_zeros((len(seeds), *t.shape[1:]), device="cpu") for t in self.buffers())
+        left, right, alive = (t.new_zeros((len(seeds), *t.shape[1:])) for t in self.buffers())
         for d, codes in enumerate(seeds):
             suffixes = suffix_sets(self.grid, codes[None], self.columns, self.channels, generator, self.pivots)
             if self.alternations:
@@ -175,7 +174,7 @@ class CohortIndexSets(nn.Module):
         for name in ("left", "right", "alive"):
             value = state_dict.get(f"{prefix}{name}")
             if value is not None and value.shape[1:] == getattr(self, name).shape[1:]:
-                setattr(self, name, torch.zeros_like(value, device=self.left.device))
+                setattr(self, name, torch.zeros_like(value, device="cpu"))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._plans, self._stacked = None, {}
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cpic_monai.atomic import replacing
 from cpic_monai.export.static import StaticCPIC
 from cpic_monai.networks import CPICNet
 
@@ -35,7 +34,7 @@ def export_models(network: CPICNet, folder: str | Path, forms: Sequence[str] = F
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "model.ts"
-    with _replacing(script) as temporary:
+    with replacing(script) as temporary:
         torch.jit.save(torch.jit.script(StaticCPIC(network).cpu()), str(temporary))
         strip_sources(temporary)
     return [script, *(export_onnx(network, folder / f"model_{form}.onnx", form) for form in forms)]
@@ -88,7 +87,7 @@ def export_onnx(network: CPICNet, path: str | Path, form: str = "image") -> Path
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with the paths of this machine
     program.model.metadata_props.update({name: json.dumps(value) for name, value in facts.items()})
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         program.save(str(temporary), external_data=False)
     return path
 
@@ -96,21 +95,10 @@ def export_onnx(network: CPICNet, path: str | Path, form: str = "image") -> Path
 def strip_sources(path: str | Path) -> None:
     """Take out of a TorchScript file where each of its lines came from: paths of the machine that wrote it."""
     path = Path(path)
-    with _replacing(path) as temporary, zipfile.ZipFile(path) as old, zipfile.ZipFile(temporary, "w") as new:
+    with replacing(path) as temporary, zipfile.ZipFile(path) as old, zipfile.ZipFile(temporary, "w") as new:
         for entry in old.infolist():
             if not entry.filename.endswith(".debug_pkl"):
                 new.writestr(entry, old.read(entry))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it once written."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _example(static: StaticCPIC, form: str) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
+from cpic_monai.atomic import replacing
 from cpic_monai.distributed import barrier, gather_objects, rank
 from cpic_monai.handlers.share import share_index_sets
 from cpic_monai.networks import CPICNet
@@ -20,15 +20,9 @@ logger = logging.getLogger(__name__)
 
 def save_atomically(state: Any, path: str | Path) -> Path:
     """``torch.save`` to a temporary name beside ``path``, then rename: readers see the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         torch.save(state, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def save_together(objects: Mapping[str, Any], path: Path, more: Mapping[str, Any] | None = None) -> None:

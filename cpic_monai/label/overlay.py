@@ -8,6 +8,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+from cpic_monai.atomic import replacing
+
 __all__ = ["SUFFIXES", "write_label_map"]
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd")
@@ -34,9 +36,7 @@ def write_label_map(path: str | os.PathLike[str], labels: np.ndarray, affine: np
     suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
     if suffix is None:
         raise ValueError(f"{path.name}: label maps are written as {', '.join(SUFFIXES)}; change `result_extension`")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix stays, writers go by it
-    try:
+    with replacing(path) as temporary:
         if suffix == ".nrrd":
             _write_nrrd(temporary, labels, affine)
         else:
@@ -46,9 +46,6 @@ def write_label_map(path: str | os.PathLike[str], labels: np.ndarray, affine: np
             if _orthogonal(affine):
                 image.set_qform(affine, code="scanner")
             nibabel.save(image, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

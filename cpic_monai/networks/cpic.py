@@ -17,6 +17,7 @@ from cpic_monai.networks.basis import CanonicalBasis
 from cpic_monai.networks.encoder import PatchEncoder, VoxelValues
 from cpic_monai.networks.heads import QuantileHead
 from cpic_monai.networks.patch_source import DenseSource, LazyScan, LazySource, PatchSource
+from cpic_monai.networks.scan_network import ScanNetwork
 from cpic_monai.networks.tensor_train_regression import TensorTrainRegression
 from cpic_monai.tensor_train import TensorTrain
 
@@ -25,7 +26,7 @@ PROJECTIONS = ("basis", "trl")
 ALGEBRA = {"float64": torch.float64, "float32": torch.float32}
 
 
-class CPICNet(nn.Module):
+class CPICNet(ScanNetwork):
     """The network of the paper's Fig. 2.
 
     Parameters
@@ -124,7 +125,7 @@ class CPICNet(nn.Module):
         if projection == "trl":
             modes = getattr(self.indices, "mode_sizes", self.grid.mode_sizes)
             learned = TensorTrainRegression(modes, depth, trl_rank or rank, rank, trl_dropout)
-            self.basis = learned  # type: ignore[assignment]  # it has the basis's methods
+            self.basis = learned  # it has the basis's methods
         self.head = QuantileHead(rank, tabular_features, tabular_hidden, joint_hidden, quantiles, noise, batch_norm)
 
     @property
@@ -158,16 +159,7 @@ class CPICNet(nn.Module):
         subjects
             Names of the scans; in ``scan`` mode their index sets are kept under these names.
         """
-        trains = self.decompose(image, subjects)
-        if self.training and self.moving_basis:
-            self.basis.update(trains)
-        return self.predict(self.basis(trains), tabular, scan_index)
-
-    def predict(self, features: Tensor, tabular: Tensor | None = None, scan_index: Tensor | None = None) -> Tensor:
-        """The head alone: scan features ``(S, rank)`` to quantiles ``(R, Q)``."""
-        if scan_index is not None:
-            features = features[scan_index]
-        return self.head(features.float(), tabular)
+        return self.respond(self.decompose(image, subjects), tabular, scan_index)
 
     def decompose(self, image: Tensor | Sequence[LazyScan], subjects: Sequence[str] | None = None) -> list[TensorTrain]:
         """Tensor trains of the scans' encodings, one a draw of index sets; accepts what :meth:`forward` does."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cpic_monai.networks.basis import CanonicalBasis
 from cpic_monai.networks.heads import QuantileHead
+from cpic_monai.networks.scan_network import ScanNetwork
 from cpic_monai.networks.tensor_contraction import TensorContractionLayer
 from cpic_monai.networks.tensor_regression import TensorRegressionLayer
 from cpic_monai.networks.tensor_train_layer import TensorTrainRegressionLayer
@@ -21,7 +22,7 @@ RESNETS = (10, 18, 34, 50)
 PROJECTIONS = ("linear", "trl", "basis")
 
 
-class ScanResNet(nn.Module):
+class ScanResNet(ScanNetwork):
     """MONAI's 3D ResNet, a projection to ``rank`` scan features, and the quantile head of C-PIC.
 
     It has the parts of :class:`cpic_monai.networks.CPICNet` (encoder, trains, basis, head), so recipes, inferers,
@@ -106,7 +107,6 @@ class ScanResNet(nn.Module):
             OrderedDict((name, part) for name, part in whole.named_children() if name not in ("avgpool", "fc"))
         )
         shape = self._activation_shape()
-        self.basis: nn.Module
         if projection == "basis":
             self.basis = CanonicalBasis(rank)
         elif projection == "linear":
@@ -131,16 +131,7 @@ class ScanResNet(nn.Module):
         tabular, scan_index, subjects
             As :meth:`cpic_monai.networks.CPICNet.forward`.
         """
-        trains = self.decompose(image, subjects)
-        if self.training and self.moving_basis:
-            self.basis.update(trains)  # type: ignore[operator]
-        return self.predict(self.basis(trains), tabular, scan_index)
-
-    def predict(self, features: Tensor, tabular: Tensor | None = None, scan_index: Tensor | None = None) -> Tensor:
-        """The head alone: scan features ``(S, rank)`` to quantiles ``(R, Q)``."""
-        if scan_index is not None:
-            features = features[scan_index]
-        return self.head(features.float(), tabular)
+        return self.respond(self.decompose(image, subjects), tabular, scan_index)
 
     def decompose(self, image: Tensor, subjects: Sequence[str] | None = None) -> list[TensorTrain]:
         """The last activation as one train of one mode, float64 ``(S, 1, N, channels)``; ``N`` is 1 where it is pooled.

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from cpic_monai.atomic import replacing
+
 __all__ = ["replace_folder", "write_text_atomically"]
 
 
@@ -30,18 +32,11 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> Path:
     OSError
         If the folder cannot be made or written; an older file stays as it was.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # there only if something above failed
-    return path
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return Path(path)
 
 
 def replace_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ class AlignToTemplated(MapTransform):
             out[key] = self._aligned(tensor, volumes[0], place)
         return out
 
-    def fit(self, items: Sequence[Mapping[Hashable, Any]]) -> None:
+    def fit(self, items: Iterable[Mapping[Hashable, Any]]) -> None:
         """Make the template of these training scans, unless its file is there.
 
         Parameters
@@ -117,7 +117,7 @@ class AlignToTemplated(MapTransform):
         """World of the template to world of this scan, (4, 4) float64 in RAS+ mm."""
         found = self._places.get(volume.identity)
         if found is None:
-            template = self._loaded = self._loaded or load_template(self.template)
+            template = self._fixed()
             image = coarse_image(volume, template.spacing, self.intensity, self.padding_value)
             try:
                 found = register(template, image, self.kind, self.region)
@@ -126,11 +126,16 @@ class AlignToTemplated(MapTransform):
             self._places[volume.identity] = found
         return found
 
+    def _fixed(self) -> CoarseImage:
+        """The template, read at first use."""
+        if self._loaded is None:
+            self._loaded = load_template(self.template)
+        return self._loaded
+
     def _aligned(self, tensor: MetaTensor, volume: CachedVolume, place: np.ndarray) -> MetaTensor:
-        template = self._loaded = self._loaded or load_template(self.template)
         before = volume.affine @ composed_affine(tensor, volume)
-        step = np.linalg.inv(before) @ place @ self._grid(template)
-        out = tensor.clone() if tensor.requires_grad else MetaTensor(tensor, meta=dict(tensor.meta))
+        step = np.linalg.inv(before) @ place @ self._grid(self._fixed())
+        out = MetaTensor(tensor, meta=dict(tensor.meta))
         for operation in tensor.pending_operations:
             out.push_pending_operation(operation)
         out.push_pending_operation(
@@ -150,8 +155,7 @@ class AlignToTemplated(MapTransform):
         out[:3, :3] = 0
         for axis, (world, direction) in enumerate(orientation):
             out[int(world), axis] = direction * extent[int(world)] / self.spatial_shape[axis]
-        middle = template.origin + template.spacing * (np.array(template.values.shape) - 1) / 2
-        out[:3, 3] = middle - out[:3, :3] @ ((np.array(self.spatial_shape) - 1) / 2)
+        out[:3, 3] = template.middle - out[:3, :3] @ ((np.array(self.spatial_shape) - 1) / 2)
         return out
 
 
@@ -168,4 +172,5 @@ def fit_transforms(transforms: Sequence[Any], items: Sequence[Mapping[Hashable, 
     for n, transform in enumerate(transforms):
         if hasattr(transform, "fit"):
             before = LazyCompose(list(transforms[:n]))
-            transform.fit([before(dict(item)) for item in items])
+            # One by one as asked for: a template that is there, on resuming say, opens no scan at all.
+            transform.fit(before(dict(item)) for item in items)

@@ -35,13 +35,18 @@ class CoarseImage:
         return out
 
     @property
+    def middle(self) -> np.ndarray:
+        """Middle of the field of view, RAS+ mm."""
+        return self.origin + self.spacing * (np.array(self.values.shape) - 1) / 2
+
+    @property
     def centre_of_mass(self) -> np.ndarray:
         """Mean position of its intensity, RAS+ mm; the middle of an image that is all background."""
         mass = np.clip(self.values, 0, None).astype(np.float64)
         places = [np.arange(n) for n in mass.shape]
         total = mass.sum()
         if total <= 0:
-            return self.origin + self.spacing * (np.array(mass.shape) - 1) / 2
+            return self.middle
         sums = [(mass.sum(tuple(b for b in range(3) if b != a)) * places[a]).sum() for a in range(3)]
         return self.origin + self.spacing * np.array(sums) / total
 
@@ -81,7 +86,7 @@ def register(fixed: CoarseImage, moving: CoarseImage, kind: str = "affine", regi
         (itk.D, 3) if kind == "affine" else itk.D
     ].New()
     transform.SetIdentity()
-    transform.SetCenter((fixed.origin + fixed.spacing * (np.array(fixed.values.shape) - 1) / 2).tolist())
+    transform.SetCenter(fixed.middle.tolist())
     transform.SetTranslation(shift.tolist())
     metric = itk.CorrelationImageToImageMetricv4[type(still), type(moved)].New()
     if region is not None:

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.ndimage import affine_transform
 from tqdm import tqdm
 
+from cpic_monai.atomic import replacing
 from cpic_monai.transforms.registration import CoarseImage, register
 from cpic_monai.transforms.virtual_scan import VirtualScan
 from cpic_monai.volumes import CachedVolume, pooled_volume
@@ -70,7 +71,7 @@ def make_template(
     spacing = images[0].spacing
     shape = np.median([image.values.shape for image in images], axis=0).astype(int)
     origin = -spacing * (shape - 1) / 2  # the template's own world: its centre of mass' image centre is 0
-    middle = np.mean([i.centre_of_mass - (i.origin + spacing * (np.array(i.values.shape) - 1) / 2) for i in images], 0)
+    middle = np.mean([image.centre_of_mass - image.middle for image in images], 0)
     places = [_shift(image.centre_of_mass - middle) for image in images]
     template = CoarseImage(_mean(images, places, shape, origin), origin, spacing)
     for turn in range(rounds if kind != "translation" else 0):
@@ -85,15 +86,9 @@ def make_template(
 
 def save_template(template: CoarseImage, path: str | os.PathLike[str]) -> Path:
     """Write a NIfTI file, to a temporary name first."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with replacing(path) as temporary:
         nib.save(nib.Nifti1Image(template.values.astype(np.float32), template.affine), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def load_template(path: str | os.PathLike[str]) -> CoarseImage:

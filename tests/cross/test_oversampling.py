@@ -13,9 +13,8 @@ from cpic_monai.cross import Ridge, half_sweep, left_sizes, right_sizes, suffix_
 from cpic_monai.cross.bank import CohortIndexSets, ScanIndexSets, held_out
 from cpic_monai.cross.index_sets import oversampled
 from cpic_monai.cross.sweep import alternate
-from cpic_monai.cross.truncation import truncate_train
 from cpic_monai.grid import UNFOLDINGS, IndexGrid
-from cpic_monai.tensor_train import TensorTrain, round_train, tt_svd
+from cpic_monai.tensor_train import TensorTrain, round_train, truncate_train, tt_svd
 
 EXACT = Ridge(relative=1e-14, floor=0.0, refinements=2)
 GRID = IndexGrid((8, 8, 8))

@@ -7,23 +7,10 @@ from itertools import product
 
 import numpy as np
 import pytest
+from blocked import BlockedVolume
 from scipy.ndimage import spline_filter
 
 from cpic_monai.volumes import ArrayVolume, BlockCache, CachedVolume, PooledVolume, SplineVolume, shared_cache
-from cpic_monai.volumes.protocol import VolumeBase
-
-
-class BlockedVolume(VolumeBase):
-    """An array that may only be read in boxes."""
-
-    def __init__(self, array, block_shape):
-        super().__init__(array.shape, np.eye(4), array.dtype, None, f"blocked:{id(array)}", block_shape)
-        self.array, self.reads = array, []
-
-    def read(self, start, stop):
-        self.check_box(start, stop)
-        self.reads.append(tuple(start))
-        return self.array[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))].copy()
 
 
 @pytest.fixture

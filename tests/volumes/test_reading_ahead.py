@@ -4,24 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from blocked import BlockedVolume
 from stores import served, values
 
 from cpic_monai.transforms import VirtualScan
 from cpic_monai.volumes import ArrayVolume, BlockCache, CachedVolume, ChunkedVolume, VolumeError, write_store
-from cpic_monai.volumes.protocol import VolumeBase
-
-
-class CountingVolume(VolumeBase):
-    """An array in blocks of 8 voxels that notes what is read."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        super().__init__(array.shape, np.eye(4), array.dtype, None, f"counting:{id(array)}", (8, 8, 8))
-        self.array, self.reads = array, []
-
-    def read(self, start, stop):
-        self.check_box(start, stop)
-        self.reads.append(tuple(start))
-        return self.array[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))].copy()
 
 
 @pytest.fixture
@@ -31,7 +18,7 @@ def array():
 
 @pytest.mark.parametrize("affine", [np.eye(4), np.diag([0.9, 1.1, 0.8, 1.0])])
 def test_a_chunk_is_decoded_once_a_call_though_the_cache_holds_none(array, affine):
-    volume = CountingVolume(array)
+    volume = BlockedVolume(array, (8, 8, 8))
     scan = VirtualScan(CachedVolume(volume, BlockCache(2 * 8**3 * 2)), affine)
     voxels = np.random.default_rng(0).integers(0, 40, (600, 3))
     expected = VirtualScan(ArrayVolume(array), affine).patches(voxels, 5)
