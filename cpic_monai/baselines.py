@@ -1,11 +1,13 @@
-"""Baselines without a network of their own: kernel ridge regression on the voxels of low-resolution scans."""
+"""Baselines without a network of their own: kernel ridge regression on voxels, or on the mere size of scans."""
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import nibabel
 import numpy as np
 import pandas as pd
 import torch
@@ -17,29 +19,28 @@ from tqdm import tqdm
 
 from cpic_monai.batches import ToUnits
 from cpic_monai.evaluation import _rows, _without_image
-from cpic_monai.transforms.dense import dense
+from cpic_monai.volumes import open_volume
+
+__all__ = ["PENALTIES", "CropShapeRidge", "ScanRidge", "VoxelRidge"]
 
 logger = logging.getLogger(__name__)
 
 PENALTIES = tuple(10.0 ** np.arange(-5, 4))
 
 
-class VoxelRidge:
-    """Ridge regression of the target on all voxels, on the tabular values, and on their products.
+class ScanRidge(ABC):
+    """Ridge regression of the target on numbers of a scan, on the tabular values, and on their products.
 
-    A linear model in ``phi x (1, voxels)`` with ``phi = (1, tabular)``: how a scan shifts the outcome, and how it
-    changes the effect of the tabular values (for a decline: its slope over weeks). It is fitted in its dual form, with
-    the kernel ``phi . phi' (a + <v, v'>)``; the penalty is chosen by cross-validation over groups of visits
-    (patients). The quantiles are the prediction plus the quantiles of the residuals of patients left out in turn.
+    A linear model in ``phi x (1, v)`` with ``phi = (1, tabular)`` and ``v`` the scan's numbers: how a scan shifts the
+    outcome, and how it changes the effect of the tabular values (for a decline: its slope over weeks). It is fitted in
+    its dual form, with the kernel ``phi . phi' (a + <v, v'>)``; the penalty is chosen by cross-validation over groups
+    of visits (patients). The quantiles are the prediction plus the quantiles of the residuals of patients left out in
+    turn. Which numbers, and how they compare with each other, says a subclass.
 
     Parameters
     ----------
     splits
         Split name to encoded items with paths under ``image``; the regression learns from ``train``.
-    viewing
-        From an item to a lazy scan under ``image``: the config's `viewing`.
-    shape
-        Voxels along each axis that scans are averaged to.
     quantiles
         Levels of the predictions' columns.
     tabular_weight
@@ -56,15 +57,12 @@ class VoxelRidge:
     def __init__(
         self,
         splits: Mapping[str, Sequence[dict[str, Any]]],
-        viewing: Any,
-        shape: Sequence[int] = (16, 32, 32),
         quantiles: Sequence[float] = (0.2, 0.5, 0.8),
         tabular_weight: float = 10.0,
         penalties: Sequence[float] = PENALTIES,
     ) -> None:
         self.splits = {name: items for name, items in splits.items() if len(items)}
-        (d, h, w), self.quantiles = shape, tuple(quantiles)
-        self.viewing, self.shape = viewing, (int(d), int(h), int(w))
+        self.quantiles = tuple(quantiles)
         self.tabular_weight, self.penalties = tabular_weight, list(penalties)
 
     def __call__(self) -> dict[str, pd.DataFrame]:
@@ -72,11 +70,11 @@ class VoxelRidge:
         train = self.splits["train"]
         groups = np.concatenate([[str(item.get("group", item["subject"]))] * len(item["tabular"]) for item in train])
         if len(set(groups)) < 3:
-            raise ValueError(f"ridge on voxels needs at least 3 patients to learn from, found {len(set(groups))}")
-        voxels = {name: self._voxels(items) for name, items in self.splits.items()}
-        mean = voxels["train"].mean(0)
-        scale = float(np.square(voxels["train"] - mean).sum(1).mean() ** 0.5) or 1.0
-        scans = {name: (values - mean) / scale for name, values in voxels.items()}
+            raise ValueError(f"{self} needs at least 3 patients to learn from, found {len(set(groups))}")
+        numbers = {name: self.numbers(items) for name, items in self.splits.items()}
+        mean = numbers["train"].mean(0)
+        scale = self.scale(numbers["train"] - mean)
+        scans = {name: (values - mean) / scale for name, values in numbers.items()}
         batches = {name: _without_image(items) for name, items in self.splits.items()}
         known = np.isfinite(batches["train"]["label"].numpy()[:, 0])
         kernel = self._kernel(scans, batches, "train")[known][:, known]
@@ -91,7 +89,7 @@ class VoxelRidge:
         left_out = cross_val_predict(model, kernel, target, groups=groups, cv=LeaveOneGroupOut())
         spread = np.quantile(target - left_out, self.quantiles)
         logger.info(
-            f"ridge on {self.shape} voxels: penalty {search.best_params_['alpha']:g}, "
+            f"{self}: penalty {search.best_params_['alpha']:g}, "
             f"R2 of patients left out {1 - np.mean((target - left_out) ** 2) / np.var(target):.3f}"
         )
         frames = {}
@@ -101,12 +99,16 @@ class VoxelRidge:
             frames[name] = _rows(batch, output, name, self.quantiles)
         return frames
 
-    def _voxels(self, items: Sequence[dict[str, Any]]) -> np.ndarray:
-        """Averaged voxels float64 ``(S, C * voxels)``."""
-        rows = []
-        for item in tqdm(Dataset(items, self.viewing), desc="read scans for ridge", unit="scan", leave=False):
-            rows.append(adaptive_avg_pool3d(dense(item["image"]), self.shape).flatten())
-        return torch.stack(rows).double().numpy()
+    @abstractmethod
+    def numbers(self, items: Sequence[dict[str, Any]]) -> np.ndarray:
+        """What is known of the scans of these items, float64 ``(S, F)``."""
+
+    @abstractmethod
+    def scale(self, centred: np.ndarray) -> np.ndarray:
+        """What the numbers ``(S, F)`` of training scans, less their mean, are divided by: ``()`` or ``(F,)``.
+
+        The mean squared norm of a scan's numbers should be 1 behind it, see ``tabular_weight``.
+        """
 
     def _kernel(self, scans: Mapping[str, np.ndarray], batches: Mapping[str, Any], name: str) -> np.ndarray:
         """Kernel ``(R, R_train)`` of a split's visits with the training visits."""
@@ -115,3 +117,90 @@ class VoxelRidge:
         )
         gram = scans[name] @ scans["train"].T
         return (1 + a @ b.T) * (self.tabular_weight + gram[i][:, j])
+
+
+class VoxelRidge(ScanRidge):
+    """Ridge regression on all voxels of scans averaged to a low resolution.
+
+    Parameters
+    ----------
+    splits, quantiles, tabular_weight, penalties
+        See :class:`ScanRidge`.
+    viewing
+        From an item to a lazy scan under ``image``: the config's `viewing`.
+    shape
+        Voxels along each axis that scans are averaged to.
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        viewing: Any,
+        shape: Sequence[int] = (16, 32, 32),
+        quantiles: Sequence[float] = (0.2, 0.5, 0.8),
+        tabular_weight: float = 10.0,
+        penalties: Sequence[float] = PENALTIES,
+    ) -> None:
+        super().__init__(splits, quantiles, tabular_weight, penalties)
+        d, h, w = shape
+        self.viewing, self.shape = viewing, (int(d), int(h), int(w))
+
+    def __str__(self) -> str:
+        return f"ridge on {self.shape} voxels"
+
+    def numbers(self, items: Sequence[dict[str, Any]]) -> np.ndarray:
+        """Averaged voxels float64 ``(S, C * voxels)``."""
+        rows = []
+        for item in tqdm(Dataset(items, self.viewing), desc="read scans for ridge", unit="scan", leave=False):
+            rows.append(adaptive_avg_pool3d(item["image"].whole(), self.shape).flatten())
+        return torch.stack(rows).double().numpy()
+
+    def scale(self, centred: np.ndarray) -> np.ndarray:
+        """One number: voxels keep their relative contrast."""
+        return np.asarray(np.square(centred).sum(1).mean() ** 0.5 or 1.0)
+
+
+class CropShapeRidge(ScanRidge):
+    """Ridge regression on the size of the image alone: what a crop gives away without a look into it.
+
+    Where scans were cropped around what is to be measured, or by a reader who knew the outcome, the number of voxels
+    tells something of it. A network that sees the crop's borders can learn that much without any anatomy.
+
+    Parameters
+    ----------
+    splits, quantiles, tabular_weight, penalties
+        See :class:`ScanRidge`.
+    options
+        Of :func:`cpic_monai.volumes.open_volume`: the config's `volume_options`.
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[str, Sequence[dict[str, Any]]],
+        quantiles: Sequence[float] = (0.2, 0.5, 0.8),
+        tabular_weight: float = 10.0,
+        penalties: Sequence[float] = PENALTIES,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(splits, quantiles, tabular_weight, penalties)
+        self.options = dict(options or {})
+
+    def __str__(self) -> str:
+        return "ridge on the crop's shape"
+
+    def numbers(self, items: Sequence[dict[str, Any]]) -> np.ndarray:
+        """Voxels along right-left, posterior-anterior and inferior-superior, and their product, float64 ``(S, 4)``."""
+        rows = []
+        for item in items:
+            # Channels of a scan have one grid.
+            image = item["image"][0] if isinstance(item["image"], list | tuple) else item["image"]
+            volume = open_volume(image, **self.options)
+            counts = np.zeros(3)
+            counts[nibabel.io_orientation(volume.affine)[:, 0].astype(int)] = volume.shape
+            rows.append([*counts, counts.prod()])
+        return np.asarray(rows, dtype=np.float64)
+
+    def scale(self, centred: np.ndarray) -> np.ndarray:
+        """A number a column: counts along axes and their product count alike; a column without spread has no effect."""
+        spread = centred.std(0)
+        return np.where(spread > 0, spread, 1.0) * len(spread) ** 0.5

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from cpic_monai.batches import PrepareVisits
-from cpic_monai.inferers import JointInferer, LeaveOneOutInferer
+from cpic_monai.inferers import JointInferer, LeaveOneOutInferer, LowRankTerm
 from cpic_monai.networks import CPICNet, LeaveOneOutRidge
 
 RECIPES = ("closed_form", "paper")
@@ -33,6 +33,20 @@ class Recipe:
         Starting values of :class:`cpic_monai.networks.LeaveOneOutRidge`.
     ridge_learning_rate
         Of the ridge's three parameters, which live on a log scale and so take larger steps than weights.
+    low_rank_weight
+        Weight of the error at held-out voxels in the loss; 0 leaves it out.
+    training_draws
+        Draws of index sets that training steps will find in the network; the held-out voxels are those of other draws.
+
+    Attributes
+    ----------
+    low_rank
+        The :class:`cpic_monai.inferers.LowRankTerm` of inferer and loss.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or where there are no held-out voxels for a ``low_rank_weight`` above 0.
     """
 
     def __init__(
@@ -42,6 +56,8 @@ class Recipe:
         quantile_loss: nn.Module,
         ridge: dict[str, float] | None = None,
         ridge_learning_rate: float = 0.02,
+        low_rank_weight: float = 0.0,
+        training_draws: int = 1,
     ) -> None:
         if name not in RECIPES:
             raise ValueError(f"recipe {name!r} is none of {', '.join(RECIPES)}")
@@ -49,8 +65,9 @@ class Recipe:
         self.ridge = LeaveOneOutRidge(**(ridge or {}))
         closed = name == "closed_form"
         network.moving_basis = not closed
-        self.inferer = LeaveOneOutInferer(self.ridge) if closed else JointInferer()
-        self.loss: nn.Module = nn.MSELoss() if closed else quantile_loss
+        self.low_rank = LowRankTerm(low_rank_weight, network, training_draws)
+        self.inferer = LeaveOneOutInferer(self.ridge, self.low_rank) if closed else JointInferer(self.low_rank)
+        self.loss: nn.Module = self.low_rank.added_to(nn.MSELoss() if closed else quantile_loss)
         self.prepare_batch = PrepareVisits(with_label=closed, gather=True)
         # The head has no part in the leave-one-out loss: it is fitted on its own when an epoch ends.
         self.parameters: list[dict[str, Any]] = [

@@ -18,6 +18,7 @@ from ignite.engine import Events
 from monai.engines import Evaluator
 from torch import Tensor, nn
 
+from cpic_monai.attribution import explain, shared_reference
 from cpic_monai.batches import ToUnits, collate_visits
 from cpic_monai.distributed import gather_objects, rank
 from cpic_monai.handlers.fit import HeadSchedule, fit_head
@@ -142,7 +143,7 @@ class Evaluation:
             target_name=self.target_name,
             unit=self.unit,
             visit_name=self.visit_name,
-            picked=[self.picture(self.scans[i]) for i in self.pictured(frame)],
+            picked=self.pictures_of(self.pictured(frame)),
             curves=self.curves() if callable(self.curves) else self.curves,
             provenance=self.provenance,
             sigma_min=self.sigma_min,
@@ -182,23 +183,36 @@ class Evaluation:
             return list(range(min(self.pictures, len(items))))
         return list(dict.fromkeys([*order[: self.pictures], order[len(order) // 2]]))
 
-    @torch.no_grad()
-    def picture(self, item: Mapping[str, Any]) -> PickedScan:
-        """Three slices of a scan through the middle of the voxels picked, and all voxels picked."""
+    def pictures_of(self, places: Sequence[int]) -> list[PickedScan]:
+        """:meth:`picture` of the scans at these places; what attributions are measured from is made once."""
         network: CPICNet = self.evaluator.network  # type: ignore[attr-defined]
-        scan = item["image"]
-        voxels = network.looked_at([scan], [str(item["subject"])])[0]
-        inside = ((voxels >= 0) & (voxels < torch.tensor(network.grid.shape))).all(1)
+        if not places:
+            return []
+        reference = shared_reference(network, "cohort" if getattr(network.basis, "trains", ()) else "air")
+        return [self.picture(self.scans[i], reference) for i in places]
+
+    def picture(self, item: Mapping[str, Any], reference: str | Tensor = "air") -> PickedScan:
+        """Three slices of a scan through the middle of the voxels picked, and all voxels picked.
+
+        With the attribution of the last visit's median to them, in the target's unit; ``reference`` as in
+        :func:`cpic_monai.attribution.explain`.
+        """
+        network: CPICNet = self.evaluator.network.eval()  # type: ignore[attr-defined]
+        scan, tabular = item["image"], item.get("tabular")
+        explained = explain(network, scan, tabular, subject=str(item["subject"]), reference=reference)
+        moved = explained.attribution.numpy() * (float(item["scale"][-1]) if "scale" in item else 1.0)
         affine = np.asarray(scan.affine, dtype=float)
         (d, h, w), (a, b, c) = network.grid.shape, np.linalg.norm(affine[:3, :3], axis=0).tolist()
         return PickedScan.from_reader(
             str(item["subject"]),
             lambda start, stop: scan.box(start, stop)[0].numpy(),
-            voxels[inside].numpy(),
+            explained.voxels.numpy(),
             shape=(d, h, w),
             spacing=(a, b, c),
             window=self.window,
             axcodes="".join(nibabel.aff2axcodes(affine)),
+            attribution=moved if explained.finite else None,
+            unit=self.unit,
         )
 
     def _score(self, frame: pd.DataFrame) -> dict[str, Any]:

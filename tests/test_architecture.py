@@ -17,8 +17,8 @@ SCANS = ("atomic", "grid", "volumes", "transforms")
 NETWORK = ("grid", "tensor_train", "cross", "networks")
 REST = (
     "distributed", "losses", "metrics", "batches", "inferers", "engines", "handlers",
-    "cohorts", "report", "calibration", "tasks", "tracking", "export", "serving", "evaluation", "finetune", "baselines",
-    "cross_validation", "attribution", "label",
+    "cohorts", "report", "calibration", "tasks", "tracking", "export", "serving", "attribution", "evaluation",
+    "finetune", "baselines", "cross_validation", "label", "explaining",
 )  # fmt: skip
 
 ALLOWED: dict[str, frozenset[str]] = {}

@@ -1,14 +1,16 @@
-"""Ridge on voxels: exact where the outcome is linear in the voxels, honest where it is not."""
+"""Ridge on voxels, or on the crop's shape: exact where the outcome is linear in them, honest where it is not."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 
-from cpic_monai.baselines import VoxelRidge
+from cpic_monai.baselines import CropShapeRidge, VoxelRidge
 from cpic_monai.metrics import summarise
 from cpic_monai.transforms import VirtualScan
 from cpic_monai.volumes import ArrayVolume
@@ -83,3 +85,46 @@ def test_unknown_targets_are_predicted_and_not_learned_from() -> None:
 def test_too_few_patients() -> None:
     with pytest.raises(ValueError, match="at least 3 patients"):
         VoxelRidge({"train": cohort(2, 0)}, view)()
+
+
+def crops(folder: Path, scans: int, seed: int, outcome: Any) -> list[dict[str, Any]]:
+    """Empty crops of random size, one visit each; `outcome` of (right, anterior, superior) counts is the label."""
+    rng = np.random.default_rng(seed)
+    items = []
+    for n in range(scans):
+        counts = rng.integers(4, 12, 3)
+        # Every other file has its axes in another order, and one of them backwards.
+        order, signs = ([0, 1, 2], [1, 1, 1]) if n % 2 else ([2, 0, 1], [1, -1, 1])
+        affine = np.eye(4)
+        affine[:3, :3] = np.eye(3)[:, order] * signs
+        path = folder / f"crop{seed}_{n}.nii"
+        nibabel.save(nibabel.Nifti1Image(np.zeros(counts[order], np.uint8), affine), path)
+        item = {name: torch.full((1, 1), value) for name, value in (("offset", 0.0), ("scale", 1.0), ("visit", 0.0))}
+        label = torch.tensor([[float(outcome(*counts))]])
+        image = [str(path), str(path)] if n % 3 == 0 else str(path)
+        item |= {"subject": path.stem, "image": image, "tabular": torch.zeros(1, 0), "label": label}
+        items.append(item)
+    return items
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [lambda r, a, s: 2 * r - a + 0.5 * s, lambda r, a, s: 0.01 * r * a * s],
+    ids=["sides", "product"],
+)
+def test_what_the_size_of_a_crop_tells_is_found_whatever_the_order_of_its_axes(tmp_path, outcome) -> None:
+    splits = {"train": crops(tmp_path, 40, 0, outcome), "test": crops(tmp_path, 20, 1, outcome)}
+    frames = CropShapeRidge(splits)()
+    assert summarise(frames["test"])["r2"] > 0.99
+    numbers = CropShapeRidge(splits).numbers(splits["test"])
+    label = torch.cat([item["label"] for item in splits["test"]]).numpy()[:, 0]
+    np.testing.assert_allclose([outcome(*row[:3]) for row in numbers], label, rtol=1e-6)
+    np.testing.assert_allclose(numbers[:, 3], numbers[:, :3].prod(1))
+
+
+def test_crops_of_one_size_tell_nothing(tmp_path) -> None:
+    items = crops(tmp_path, 12, 0, lambda *counts: 0.0)
+    for n, item in enumerate(items):
+        item |= {"image": items[1]["image"], "label": torch.tensor([[float(n)]])}
+    test = CropShapeRidge({"train": items, "test": items})()["test"]
+    np.testing.assert_allclose(test["q0.5"], test["q0.5"][0])

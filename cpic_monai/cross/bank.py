@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cpic_monai.cross.dead_pivots import without_dead
 from cpic_monai.cross.index_sets import CrossIndices, CrossPlan, left_sizes, make_plan, oversampled, right_sizes
 from cpic_monai.cross.interpolation import Ridge
 from cpic_monai.cross.planned import StackedPlan, interpolate_plan, stack_plan
@@ -43,6 +44,8 @@ class CohortIndexSets(nn.Module):
     left: Tensor
     right: Tensor
     alive: Tensor
+    #: Whether every draw looks at the same number of voxels, those that only dead pivots want among them.
+    fixed_count = False
 
     def __init__(
         self,
@@ -84,9 +87,10 @@ class CohortIndexSets(nn.Module):
 
     @property
     def plans(self) -> list[CrossPlan]:
-        """One plan a draw."""
+        """One plan a draw; voxels that only dead pivots want are left out."""
         if self._plans is None:
-            self._plans = [make_plan(self.grid, self.indices(d)) for d in range(self.draws)]
+            plans = [make_plan(self.grid, self.indices(d)) for d in range(self.draws)]
+            self._plans = plans if self.fixed_count else [without_dead(plan) for plan in plans]
         return self._plans
 
     def stacked(self, device: torch.device) -> list[StackedPlan]:
@@ -146,8 +150,18 @@ class CohortIndexSets(nn.Module):
         seeds
             Seed voxel codes int64 ``(S,)``, one tensor a draw.
         tol
-            Relative residual below which a pivot is dead.
+            Relative residual below which a pivot is dead: the larger, the fewer pivots and voxels where encodings are
+            simple, the rank being an upper bound then.
+
+        Raises
+        ------
+        ValueError
+            If ``tol`` is not in [0, 1): every pivot but the first would be dead.
         """
+        if not 0 <= tol < 1:
+            raise ValueError(
+                f"config key `tolerance` (`tol`): a pivot's relative residual is at least 0 and below 1, found {tol}"
+            )
         left, right, alive = (t.new_zeros((len(seeds), *t.shape[1:])) for t in self.buffers())
         for d, codes in enumerate(seeds):
             suffixes = suffix_sets(self.grid, codes[None], self.columns, self.channels, generator, self.pivots)

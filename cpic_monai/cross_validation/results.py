@@ -66,9 +66,20 @@ class MethodResult:
         return _held_out([constant_baseline(frame) for frame in self.folds])
 
 
-def read_method(name: str, folder: str | Path, folds: int, settings: Sequence[Mapping[str, Any]] = ()) -> MethodResult:
+def read_method(
+    name: str, folder: str | Path, folds: int | Sequence[int], settings: Sequence[Mapping[str, Any]] = ()
+) -> MethodResult:
     """
     Read ``fold_0 ...`` of a folder.
+
+    Parameters
+    ----------
+    name : str
+    folder : path
+    folds : int or sequence of int
+        How many there are; or the numbers of some, and then not every subject need be held out.
+    settings : sequence of mapping
+        Of these folds.
 
     Raises
     ------
@@ -77,9 +88,10 @@ def read_method(name: str, folder: str | Path, folds: int, settings: Sequence[Ma
     ValueError
         If a subject is not held out exactly once, or predictions are not as they should be.
     """
-    places = [Path(folder) / f"fold_{k}" for k in range(folds)]
+    numbers = range(folds) if isinstance(folds, int) else folds
+    places = [Path(folder) / f"fold_{k}" for k in numbers]
     frames = [read_predictions(place / "eval" / "predictions.csv") for place in places]
-    _check_held_out_once(name, frames)
+    _check_held_out_once(name, frames, everyone_is=isinstance(folds, int))
     metrics = [read_metrics(place / "eval" / "metrics.json") for place in places]
     facts = json.loads((places[0] / "eval" / "report.json").read_text(encoding="utf-8"))
     seconds = [float(json.loads((place / "fold.json").read_text(encoding="utf-8"))["seconds"]) for place in places]
@@ -116,7 +128,7 @@ def aggregate(methods: Mapping[str, MethodResult], splits: Mapping[str, Any], ke
         of all held-out rows together, with ``intervals`` over patients; for methods with the constant baseline's
         comparison), ``seconds`` (sum over folds), ``settings`` (of fold 0), and, for all methods but the first,
         ``differences``: a metric's pooled value less that of the first, with ends of its paired interval. Baselines are
-        ``constant`` and, where the folds have it, ``tabular``, which is not pooled.
+        ``constant`` and those that the first method's folds have (``tabular``, ridge regression), which are not pooled.
 
     Raises
     ------
@@ -163,9 +175,10 @@ def aggregate(methods: Mapping[str, MethodResult], splits: Mapping[str, Any], ke
     result["baselines"]["constant"] = _over_folds(by_fold) | {
         "pooled": summarise(constant, missing_truth="omit", **first.scoring)
     }
-    tabular = [(scores[TEST].get("baselines") or {}).get("tabular") for scores in first.metrics]
-    if all(tabular):
-        result["baselines"]["tabular"] = _over_folds([dict(entry or {}) for entry in tabular])
+    others_by_fold = [dict(scores[TEST].get("baselines") or {}) for scores in first.metrics]
+    for name in others_by_fold[0]:
+        if name != "constant" and all(name in entry for entry in others_by_fold):
+            result["baselines"][name] = _over_folds([entry[name] for entry in others_by_fold])
     return result
 
 
@@ -186,7 +199,7 @@ def _over_folds(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for k, s in enumerate(scores)
         ],
         "mean": {name: float(np.mean(v)) for name, v in values.items()},
-        "sd": {name: float(np.std(v, ddof=1)) for name, v in values.items()},
+        "sd": {name: float(np.std(v, ddof=1)) if len(v) > 1 else math.nan for name, v in values.items()},
     }
 
 
@@ -199,7 +212,7 @@ def _places(frame: pd.DataFrame) -> set[tuple[str, str]]:
     return set(zip(frame["split"], frame["subject"], strict=True))
 
 
-def _check_held_out_once(name: str, folds: Sequence[pd.DataFrame]) -> None:
+def _check_held_out_once(name: str, folds: Sequence[pd.DataFrame], everyone_is: bool) -> None:
     held: dict[str, int] = {}
     everyone: set[str] = set()
     for k, frame in enumerate(folds):
@@ -212,7 +225,7 @@ def _check_held_out_once(name: str, folds: Sequence[pd.DataFrame]) -> None:
                 )
             held[subject] = k
     never = sorted(everyone - set(held))
-    if never:
+    if never and everyone_is:
         raise ValueError(
             f"{name}: {len(never)} of {len(everyone)} subjects are held out in no fold, the first is {never[0]}; the "
             "folds come from different splits or a table that has changed between them. Remove the folder and run again"

@@ -165,11 +165,17 @@ class CPICNet(ScanNetwork):
         """Tensor trains of the scans' encodings, one a draw of index sets; accepts what :meth:`forward` does."""
         if isinstance(self.indices, ScanIndexSets):
             return self._sweep(self.source(image), self.indices, subjects)
+        return self.interpolate(self.values(image), subjects)
+
+    def values(self, image: Tensor | Sequence[LazyScan]) -> Tensor:
+        """Encodings ``(S, N, channels)`` at :meth:`voxels`, as the algebra wants them; accepts what forward does."""
         if isinstance(image, Tensor) and image.ndim == 6:
-            patches = image
-        else:
-            patches = self.source(image).patches(self.indices.voxels())
-        values = self.encode(patches).to(self.algebra)
+            return self.encode(image).to(self.algebra)
+        return self.encode(self.source(image).patches(self.voxels())).to(self.algebra)
+
+    def interpolate(self, values: Tensor, subjects: Sequence[str] | None = None) -> list[TensorTrain]:
+        """Tensor trains, one a draw of index sets, of encodings ``(S, N, channels)`` at :meth:`voxels`."""
+        assert not isinstance(self.indices, ScanIndexSets)
         if values.device.type == "cpu":
             _check_finite(values, subjects)
             return self.indices.decompose(values)

@@ -83,8 +83,13 @@ class TensorTrain:
         batch = torch.arange(self.batch, device=digits.device)[:, None]
         state = self.cores[0].new_ones((self.batch, digits.shape[1], 1))
         for k, core in enumerate(self.cores):
-            picked = core.transpose(1, 2)[batch, digits[..., k]]  # (B, M, r, s)
-            state = torch.einsum("bmr,bmrs->bms", state, picked)
+            _, r, n, s = core.shape
+            if n <= r:  # all digits of a short mode at once: no matrix a voxel, which the backward pass would keep
+                every = (state @ core.flatten(2)).unflatten(2, (n, s))
+                state = every.gather(2, digits[..., k, None, None].expand(-1, -1, 1, s))[:, :, 0]
+            else:
+                picked = core.transpose(1, 2)[batch, digits[..., k]]  # (B, M, r, s)
+                state = torch.einsum("bmr,bmrs->bms", state, picked)
         return state
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cpic_monai.transforms.intensity import Pointwise, apply_chain, fit_chain
+from cpic_monai.transforms.overlap import assemble, cut, distinct, whole_view_pays
 from cpic_monai.transforms.resampler import (
     cube_offsets,
     gather_cubes,
@@ -142,13 +143,27 @@ class VirtualScan:
             raise ValueError(f"{self.subject}: scales are {tuple(scales)}; each must be a whole number, 1 or more.")
         steps = self._pointwise()
         once, where = distinct(centres.astype(np.int64))
-        parts = [apply_chain(steps, self._raw(once, size, int(s))) for s in scales]
+        parts = [apply_chain(steps, torch.from_numpy(self._cubes(once, size, int(s)))) for s in scales]
         patches = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return patches if where is None else patches[torch.from_numpy(where)]
 
-    def _raw(self, centres: np.ndarray, size: int, scale: int) -> Tensor:
-        """Cubes in raw units, padding filled in: (N, C, size, size, size) float32."""
-        half = scale * (size // 2)
+    def whole(self) -> Tensor:
+        """All voxels of this view, (C, *shape) float32."""
+        return apply_chain(self._pointwise(), torch.from_numpy(self._whole(1))[None])[0]
+
+    def _whole(self, scale: int) -> np.ndarray:
+        return assemble(lambda centres, tile: self._raw(centres, tile, scale, 1), self.shape)
+
+    def _cubes(self, centres: np.ndarray, size: int, scale: int) -> np.ndarray:
+        """:meth:`_raw` of cubes whose voxels lie ``scale`` apart, by way of the whole view where that is less work."""
+        gathered = scale == 1 and self.grid_aligned
+        if gathered or not whole_view_pays(self.shape, centres, size):
+            return self._raw(centres, size, scale, scale)
+        return cut(self._whole(scale), centres, size, scale, self.padding_value)
+
+    def _raw(self, centres: np.ndarray, size: int, scale: int, step: int) -> np.ndarray:
+        """Cubes of means over ``scale``, ``step`` apart, in raw units: (N, C, size, size, size) float32, padded."""
+        half = step * (size // 2)
         linear, shift = self.to_source[:3, :3], self.to_source[:3, 3]
         middle, reach = centres @ linear.T + shift, np.abs(linear).sum(axis=1) * half
         ends, source_ends = np.array(self.shape) - 1, np.array(self.volumes[0].shape) - 0.5
@@ -159,44 +174,44 @@ class VirtualScan:
         values = np.full((len(centres), self.channels, size, size, size), self.padding_value, np.float32)
         rows = np.flatnonzero(seen)
         if not len(rows):
-            return torch.from_numpy(values)
+            return values
         for channel in range(self.channels):
-            values[rows, channel] = self._read(channel, centres[rows], size, scale)
+            values[rows, channel] = self._read(channel, centres[rows], size, scale, step)
         edge = np.flatnonzero(seen & ~whole)
         if len(edge):
-            hidden = self._hidden(centres[edge], size, scale)[:, None]
+            hidden = self._hidden(centres[edge], size, step)[:, None]
             values[edge] = np.where(hidden, np.float32(self.padding_value), values[edge])
-        return torch.from_numpy(values)
+        return values
 
-    def _hidden(self, centres: np.ndarray, size: int, scale: int) -> np.ndarray:
+    def _hidden(self, centres: np.ndarray, size: int, step: int) -> np.ndarray:
         """True where a cube's voxels lie outside this view or outside the source, (N, size, size, size)."""
-        line = (np.arange(size) - size // 2) * scale
+        line = (np.arange(size) - size // 2) * step
         along = centres[:, :, None] + line
         seen = (along >= 0) & (along < np.array(self.shape)[:, None])
         hidden = ~(seen[:, 0, :, None, None] & seen[:, 1, None, :, None] & seen[:, 2, None, None, :])
         linear, shift = self.to_source[:3, :3], self.to_source[:3, 3]
         corners = np.array(list(product(*((0, n - 1) for n in self.shape))))
         if outside(corners @ linear.T + shift, self.volumes[0].shape).any():  # else no voxel of the view is beyond
-            places = (centres[:, None] + cube_offsets(size) * scale) @ linear.T + shift
+            places = (centres[:, None] + cube_offsets(size) * step) @ linear.T + shift
             hidden |= outside(places, self.volumes[0].shape).reshape(hidden.shape)
         return hidden
 
-    def _read(self, channel: int, centres: np.ndarray, size: int, scale: int) -> np.ndarray:
+    def _read(self, channel: int, centres: np.ndarray, size: int, scale: int, step: int) -> np.ndarray:
         volume = self.volumes[channel]
         if scale == 1 and self.grid_aligned:
             return gather_cubes(volume, self.to_source, centres, size)
         if scale == 1:
             if self.order == 3:
                 volume = CachedVolume(SplineVolume(volume), volume.cache)
-            return interpolate_cubes(volume, self.to_source, centres, size, 1, self.order)
+            return interpolate_cubes(volume, self.to_source, centres, size, step, self.order)
         factors = self._pooling(scale)
         if (factors == 1).all():
-            return interpolate_cubes(volume, self.to_source, centres, size, scale, 1)
+            return interpolate_cubes(volume, self.to_source, centres, size, step, 1)
         level = pooled_volume(volume, factors.tolist())
         # Voxel y of the level is centred on source position f*y + (f-1)/2.
         to_level = np.diag([*(1 / factors), 1.0])
         to_level[:3, 3] = -(factors - 1) / 2 / factors
-        return interpolate_cubes(level, to_level @ self.to_source, centres, size, scale, 1)
+        return interpolate_cubes(level, to_level @ self.to_source, centres, size, step, 1)
 
     def _pooling(self, scale: int) -> np.ndarray:
         """Source voxels that a box of ``scale`` voxels of this view spans along each source axis.
@@ -287,18 +302,6 @@ class VirtualScan:
     def __repr__(self) -> str:
         kind = "gathered" if self.grid_aligned else f"order {self.order}"
         return f"VirtualScan({self.subject}, channels={self.channels}, shape={self.shape}, {kind})"
-
-
-def distinct(voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Each voxel of (N, 3) int64 once, and which of them a row is; the rows as they are, and None, if all differ."""
-    if not len(voxels):
-        return voxels, None
-    low = voxels.min(axis=0)
-    extent = voxels.max(axis=0) - low + 1
-    if np.prod(extent.astype(float)) > 2**62:  # more places than numbers to name them by
-        return voxels, None
-    _, first, where = np.unique(np.ravel_multi_index(tuple((voxels - low).T), extent), True, True)
-    return (voxels, None) if len(first) == len(voxels) else (voxels[first], where)
 
 
 def _numpy_generator(generator: torch.Generator | np.random.Generator | int | None) -> np.random.Generator:

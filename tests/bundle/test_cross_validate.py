@@ -134,6 +134,15 @@ def results_of(folder, tests, offset=0.0):
     return folder
 
 
+def add_baseline(folder, name, values):
+    """A further baseline of each fold, as an overlay adds it."""
+    for k, rmse in enumerate(values):
+        path = folder / f"fold_{k}" / "eval" / "metrics.json"
+        metrics = json.loads(path.read_text())
+        metrics["test"]["baselines"] = {name: {"rmse": rmse}}
+        path.write_text(json.dumps(metrics))
+
+
 GOOD = [["p0", "p3", "p6"], ["p1", "p4", "p7"], ["p2", "p5"]]
 
 
@@ -158,6 +167,26 @@ def test_held_out_rows_are_pooled(tmp_path):
 def test_a_subject_held_out_twice_or_never_is_an_error(tmp_path, tests, message):
     with pytest.raises(ValueError, match=message):
         read_method("a", results_of(tmp_path, tests), len(tests))
+
+
+def test_some_folds_alone(tmp_path):
+    """Folds that are there are read by their numbers; subjects of the others are held out in none of them."""
+    results_of(tmp_path, GOOD)
+    method = read_method("a", tmp_path, [2, 0])
+    assert set(method.held_out()["subject"]) == {*GOOD[0], *GOOD[2]}
+    one = aggregate({"a": read_method("a", tmp_path, [1])}, {}, "mae")["methods"]["a"]
+    assert one["mean"]["mae"] == pytest.approx(10.5)
+    assert np.isnan(one["sd"]["mae"])
+    with pytest.raises(ValueError, match="subject p0 is held out in fold 0 and in fold 1"):
+        read_method("a", tmp_path, [0, 0])
+
+
+def test_baselines_of_overlays_are_in_the_result(tmp_path):
+    add_baseline(results_of(tmp_path, GOOD), "ridge", [1.0, 2.0, 6.0])
+    baselines = aggregate({"a": read_method("a", tmp_path, 3)}, {}, "rmse")["baselines"]
+    assert list(baselines) == ["constant", "ridge"]
+    assert baselines["ridge"]["mean"]["rmse"] == pytest.approx(3.0)
+    assert "pooled" not in baselines["ridge"]
 
 
 def test_result_over_folds_and_methods(tmp_path):

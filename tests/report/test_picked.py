@@ -144,3 +144,30 @@ def test_reader_faults_are_named() -> None:
 def test_a_coarser_slice_and_no_voxels_in_it_are_fine() -> None:
     chosen = PickedScan("S1", {"axial": np.zeros((12, 8))}, {"axial": 0}, VOXELS, SHAPE, SPACING)
     assert "0 of them in the slice" in picked_pictures(chosen)[1][0].alt
+
+
+def test_attributions_are_drawn_in_colour_beside_the_voxels() -> None:
+    """Red where the prediction is raised, blue where it is lowered; sums in the unit for who sees none."""
+    dark = np.full(SHAPE, -1000.0)
+    places = np.array([[20, 3, 2], [4, 12, 8], [4, 12, 7]])
+    chosen = scan(dark, places, attribution=np.array([-30.0, 20.0, 10.0]), unit="mL")
+    _, pictures = picked_pictures(chosen)
+    assert [p.title for p in pictures[3:]] == ["Axial, attribution", "Coronal, attribution", "Sagittal, attribution"]
+    assert "raise the median by 30.0 mL and lower it by −30.0 mL" in pictures[3].alt
+    assert pictures[3].caption == "Slice 8 of 10; red raises, blue lowers"
+    image = pixels(chosen)["Axial, attribution"]
+    height, width = image.shape[:2]
+    above = image[: int(0.85 * height)]  # the colour bar is below
+    blue, red = above[..., 2] - above[..., 0] > 50, above[..., 0] - above[..., 2] > 50
+    rows, columns = np.nonzero(red)
+    assert columns.mean() == pytest.approx((1 - 4.5 / 24) * width, abs=2)
+    assert rows.mean() == pytest.approx((1 - 12.5 / 16) * height, abs=2)
+    _, columns = np.nonzero(blue)
+    assert columns.mean() == pytest.approx((1 - 20.5 / 24) * width, abs=2)
+
+
+def test_without_attributions_nothing_is_drawn_of_them() -> None:
+    assert len(picked_pictures(scan(volume(), VOXELS))[1]) == 3
+    assert len(picked_pictures(scan(volume(), VOXELS, attribution=np.zeros(len(VOXELS))))[1]) == 3
+    with pytest.raises(ValueError, match="attribution must be 5 finite values"):
+        scan(volume(), VOXELS, attribution=np.array([1.0, 2.0]))

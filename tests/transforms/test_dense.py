@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cpic_monai.transforms import HUWindow, VirtualScan
-from cpic_monai.transforms.dense import DenseScand, dense
+from cpic_monai.transforms.dense import DenseScand
 from cpic_monai.volumes import ArrayVolume
 
 
@@ -23,7 +23,7 @@ def scan(shape: tuple[int, int, int], order: int, channels: int = 1) -> VirtualS
 @pytest.mark.parametrize("shape", [(17, 15, 31), (4, 30, 9)])
 def test_equals_the_box_read_voxel_by_voxel(shape: tuple[int, int, int], order: int) -> None:
     view = scan(shape, order, channels=2)
-    found = dense(view)
+    found = view.whole()
     assert found.shape == (2, *shape)
     assert found.dtype == torch.float32
     assert found.is_contiguous()
