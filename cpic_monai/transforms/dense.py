@@ -10,6 +10,7 @@ from monai.transforms import MapTransform
 
 from cpic_monai.transforms.virtual_scan import VirtualScan
 
+
 class DenseScand(MapTransform):
     """Replace each key's VirtualScan by all its voxels, a float32 tensor ``(C, D, H, W)``.
 

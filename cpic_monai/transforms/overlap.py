@@ -26,11 +26,10 @@ def distinct(voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return (voxels, None) if len(first) == len(voxels) else (voxels[first], where)
 
 
-def whole_view_pays(shape: Sequence[int], centres: np.ndarray, size: int) -> bool:
-    """Whether making every voxel of a view once is less work than cubes of ``size`` around ``centres`` (N, 3)."""
+def whole_view_pays(shape: Sequence[int], cubes: int, size: int) -> bool:
+    """Whether making every voxel of a view of ``shape`` once is less work than so many cubes of ``size``."""
     voxels = float(np.prod([float(n) for n in shape]))
-    inside = (centres >= 0).all() and (centres < np.array(shape)).all()
-    return bool(inside and voxels <= MOST_VOXELS and len(centres) * size**3 >= REPEATS * voxels)
+    return voxels <= MOST_VOXELS and cubes * size**3 >= REPEATS * voxels
 
 
 def assemble(read: Callable[[np.ndarray, int], np.ndarray], shape: Sequence[int], tile: int = TILE) -> np.ndarray:
@@ -51,7 +50,7 @@ def assemble(read: Callable[[np.ndarray, int], np.ndarray], shape: Sequence[int]
 def cut(whole: np.ndarray, centres: np.ndarray, size: int, step: int, fill: float) -> np.ndarray:
     """Cubes whose voxels lie ``step`` apart, (N, C, size, size, size), around voxels (N, 3) of ``whole`` (C, D, H, W).
 
-    Outside of it is ``fill``.
+    Outside of it is ``fill``; the voxels themselves lie inside.
     """
     half = step * (size // 2)
     padded = np.pad(whole, ((0, 0), *((half, half),) * 3), constant_values=fill)

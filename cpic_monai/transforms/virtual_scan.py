@@ -156,10 +156,14 @@ class VirtualScan:
 
     def _cubes(self, centres: np.ndarray, size: int, scale: int) -> np.ndarray:
         """:meth:`_raw` of cubes whose voxels lie ``scale`` apart, by way of the whole view where that is less work."""
+        inside = (centres >= 0).all(axis=1) & (centres < np.array(self.shape)).all(axis=1)
         gathered = scale == 1 and self.grid_aligned
-        if gathered or not whole_view_pays(self.shape, centres, size):
+        if gathered or not whole_view_pays(self.shape, int(inside.sum()), size):
             return self._raw(centres, size, scale, scale)
-        return cut(self._whole(scale), centres, size, scale, self.padding_value)
+        values = np.empty((len(centres), self.channels, size, size, size), np.float32)
+        values[inside] = cut(self._whole(scale), centres[inside], size, scale, self.padding_value)
+        values[~inside] = self._raw(centres[~inside], size, scale, scale)
+        return values
 
     def _raw(self, centres: np.ndarray, size: int, scale: int, step: int) -> np.ndarray:
         """Cubes of means over ``scale``, ``step`` apart, in raw units: (N, C, size, size, size) float32, padded."""
