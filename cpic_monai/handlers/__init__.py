@@ -5,5 +5,14 @@ from cpic_monai.handlers.fit import FitBasisAndHead
 from cpic_monai.handlers.gradients import AverageGradients
 from cpic_monai.handlers.seed import SeedEpoch
 from cpic_monai.handlers.select import SelectIndexSets
+from cpic_monai.handlers.time_limit import TrainingTimeLimit
 
-__all__ = ["AverageGradients", "BestCheckpoint", "FitBasisAndHead", "LastCheckpoint", "SeedEpoch", "SelectIndexSets"]
+__all__ = [
+    "AverageGradients",
+    "BestCheckpoint",
+    "FitBasisAndHead",
+    "LastCheckpoint",
+    "SeedEpoch",
+    "SelectIndexSets",
+    "TrainingTimeLimit",
+]

@@ -53,6 +53,8 @@ class VirtualScand(MapTransform):
         Raw value outside the scan: -1024 for CT, 0 for MR.
     allow_missing_keys
         Pass over keys that an item lacks.
+    antialias
+        True: voxels larger than the scan's are means, see :class:`~cpic_monai.transforms.VirtualScan`.
 
     Raises
     ------
@@ -69,9 +71,10 @@ class VirtualScand(MapTransform):
         order: int = 1,
         padding_value: float = 0.0,
         allow_missing_keys: bool = False,
+        antialias: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.intensity, self.order, self.padding_value = intensity, order, padding_value
+        self.intensity, self.order, self.padding_value, self.antialias = intensity, order, padding_value, antialias
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each key's placeholder by a VirtualScan; ``volumes_of_<key>`` goes with it."""
@@ -100,6 +103,7 @@ class VirtualScand(MapTransform):
                 self.padding_value,
                 self.intensity,
                 str(out.get("subject", "")),
+                antialias=self.antialias,
             )
         return out
 

@@ -38,6 +38,9 @@ class VirtualScan:
     order
         Interpolation: 0 nearest, 1 linear, 3 cubic B-spline. Where the view's voxels fall on the scan's own (flips,
         transposed axes, crops, pads) values are gathered, not interpolated.
+    antialias
+        True: where this view's voxels are larger than the scan's, they are means over their boxes, as at a context
+        scale, not values interpolated at their centres (which see one scan voxel in many, and its noise).
     padding_value
         Raw value (before intensity) outside the view and outside the scan's outermost voxel faces: -1024 for CT.
     intensity
@@ -69,6 +72,7 @@ class VirtualScan:
         intensity: Callable | Sequence[Any] | None = None,
         subject: str = "",
         cache: BlockCache | None = None,
+        antialias: bool = False,
     ) -> None:
         several = list(volumes) if isinstance(volumes, Sequence) else [volumes]
         self.subject = subject or str(several[0].path or "scan")
@@ -83,6 +87,7 @@ class VirtualScan:
         i, j, k = (int(n) for n in wanted)
         self.shape = (i, j, k)
         self.order = order
+        self.antialias = antialias
         self.padding_value = float(padding_value)
         self.intensity: tuple[Any, ...] = tuple(
             () if intensity is None else intensity if isinstance(intensity, Sequence) else (intensity,)
@@ -204,13 +209,11 @@ class VirtualScan:
         volume = self.volumes[channel]
         if scale == 1 and self.grid_aligned:
             return gather_cubes(volume, self.to_source, centres, size)
-        if scale == 1:
-            if self.order == 3:
-                volume = CachedVolume(SplineVolume(volume), volume.cache)
-            return interpolate_cubes(volume, self.to_source, centres, size, step, self.order)
-        factors = self._pooling(scale)
+        factors = self._pooling(scale) if scale > 1 or self.antialias else np.ones(3, np.int64)
         if (factors == 1).all():
-            return interpolate_cubes(volume, self.to_source, centres, size, step, 1)
+            order = self.order if scale == 1 else 1
+            source = CachedVolume(SplineVolume(volume), volume.cache) if order == 3 else volume
+            return interpolate_cubes(source, self.to_source, centres, size, step, order)
         level = pooled_volume(volume, factors.tolist())
         # Voxel y of the level is centred on source position f*y + (f-1)/2.
         to_level = np.diag([*(1 / factors), 1.0])

@@ -72,3 +72,19 @@ def test_distinct_names_the_row_of_each_voxel() -> None:
     assert len(once) == 2
     np.testing.assert_array_equal(once[where], voxels)
     assert distinct(once)[1] is None
+
+
+def test_antialiased_view_is_made_of_means() -> None:
+    values = np.random.default_rng(1).normal(size=(24, 24, 24)).astype(np.float32)
+    coarse = np.diag([4.0, 4.0, 4.0, 1.0])
+    coarse[:3, 3] = 1.5  # a voxel of the view is centred on the middle of four of the scan's
+    means = values.reshape(6, 4, 6, 4, 6, 4).mean((1, 3, 5))
+    volume = ArrayVolume(values, np.eye(4))
+    smooth = VirtualScan(volume, coarse, (6, 6, 6), antialias=True)
+    np.testing.assert_allclose(smooth.whole()[0].numpy(), means, atol=1e-5)
+    inner = torch.tensor([[2, 3, 3], [3, 2, 3]])
+    np.testing.assert_allclose(smooth.patches(inner, 3)[0, 0].numpy(), means[1:4, 2:5, 2:5], atol=1e-5)
+    rough = VirtualScan(volume, coarse, (6, 6, 6))
+    assert not np.allclose(rough.whole()[0].numpy(), means, atol=0.1)
+    same = VirtualScan(volume, np.eye(4), (24, 24, 24), antialias=True)
+    np.testing.assert_array_equal(same.whole()[0].numpy(), values)
