@@ -27,6 +27,8 @@ def as_train(values: Tensor) -> TensorTrain:
 class PickedValues(CohortIndexSets):
     """The cohort's cross indices, and the plain inner product of the encodings there, without interpolation."""
 
+    fixed_count = True  # its trains' modes are the voxels
+
     @property
     def mode_sizes(self) -> tuple[int, ...]:
         """Modes of the trains: the voxels of one draw."""

@@ -58,7 +58,7 @@ class FineTuning:
         checkpoint's; needs its grid, rank and channels, and a frozen encoder.
     fit
         Fits basis and head; its loader gives the training scans without augmentation.
-    scans, select_scans, draws, seed
+    scans, select_scans, draws, tolerance, seed
         Of :func:`cpic_monai.handlers.select.select_index_sets`: training scans without patches.
     splits
         Of the new cohort.
@@ -93,6 +93,7 @@ class FineTuning:
         scans: Sequence[dict[str, Any]],
         select_scans: int,
         draws: int,
+        tolerance: float,
         seed: int,
         splits: Splits,
         evaluation: Evaluation,
@@ -115,7 +116,8 @@ class FineTuning:
         if Path(pretrained).resolve() == Path(checkpoint).resolve():
             raise ValueError(f"`pretrained` {pretrained} would be overwritten by the result: give another `output_dir`")
         self.pretrained, self.network, self.freeze, self.refit, self.fit = pretrained, network, freeze, refit, fit
-        self.scans, self.select_scans, self.draws, self.seed = scans, select_scans, draws, seed
+        self.scans, self.select_scans, self.seed = scans, select_scans, seed
+        self.draws, self.tolerance = draws, tolerance
         self.splits, self.evaluation, self.validator, self.key_metric = splits, evaluation, validator, key_metric
         self.checkpoint, self.trainer, self.tracker = Path(checkpoint), trainer, tracker
         self.folder = Path(evaluation.output_dir)
@@ -178,7 +180,12 @@ class FineTuning:
         """Choose voxels and fit basis and head, or the head alone; the encoder stays as it is."""
         if self.refit == "basis":
             select_index_sets(
-                self.network, self.scans, scans=self.select_scans, draws=self.draws, seed=self.seed + 1000003
+                self.network,
+                self.scans,
+                scans=self.select_scans,
+                draws=self.draws,
+                tol=self.tolerance,
+                seed=self.seed + 1000003,
             )
             self.fit()
             return

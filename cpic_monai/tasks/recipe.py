@@ -58,7 +58,7 @@ class TaskRecipe(Recipe):
 
     Parameters
     ----------
-    name, network, ridge, ridge_learning_rate
+    name, network, ridge, ridge_learning_rate, low_rank_weight, training_draws
         As there.
     task
         What is predicted.
@@ -71,13 +71,15 @@ class TaskRecipe(Recipe):
         task: Task,
         ridge: dict[str, float] | None = None,
         ridge_learning_rate: float = 0.02,
+        low_rank_weight: float = 0.0,
+        training_draws: int = 1,
     ) -> None:
-        super().__init__(name, network, task.loss, ridge, ridge_learning_rate)
+        super().__init__(name, network, task.loss, ridge, ridge_learning_rate, low_rank_weight, training_draws)
         self.ridge = WorkingRidge(task, **(ridge or {}))
         self.parameters[1]["params"] = list(self.ridge.parameters())
         if self.fits_head:
-            self.inferer = LeaveOneOutInferer(self.ridge)
-            self.loss = ResidualLoss()
+            self.inferer = LeaveOneOutInferer(self.ridge, self.low_rank)
+            self.loss = self.low_rank.added_to(ResidualLoss())
 
 
 class ResidualLoss(nn.Module):
