@@ -1,8 +1,9 @@
 """Does the attribution land in the fibrosis? Its share there, on held-out phantoms, whose fibrosis is known.
 
 For every patient of the split: the share of the sizes of all attributions at picked voxels that lie in the fibrosis,
-and the share of the part that lowers the prediction, which is what fibrosis does. Beside them what chance gives: the
-share of the picked voxels, and of the foreground's volume. "Near" counts voxels whose patch, all that the encoder reads
+and the share of the part that lowers the prediction, which is what fibrosis does; for the value at the last visit, and
+for its change since the first ("decline"), of which the level common to all visits is no part. Beside them what chance
+gives: the share of the picked voxels, and of the foreground's volume. "Near" counts voxels whose patch, all that the encoder reads
 around them, touches the fibrosis. Enrichment is the ratio of mean shares; intervals are a 95 % bootstrap over patients.
 References: air; cohort (mean of the basis scans in the checkpoint); training (exact mean encoding, reads the training
 scans). Writes attribution_share.json and attribution_share.md. Patients without fibrosis are left out, and counted.
@@ -64,13 +65,16 @@ def shares(
     found: dict[str, dict[str, float]] = {}
     weights: dict[str, Tensor] = {}
     for name, reference in references.items():
-        explained = explain(network, scan, item["tabular"], subject=item["subject"], reference=reference)
-        if not explained.finite:
-            raise ValueError(f"{item['subject']}: attributions are not finite (equal singular values)")
-        places = tuple(explained.voxels.T)
-        weights["picked"] = torch.ones(len(explained.voxels))
-        weights[f"{name}, all"] = explained.attribution.abs()
-        weights[f"{name}, lowering"] = -explained.attribution.clamp_max(0)
+        for what, since in (("", None), (" decline", 0)):  # the value at the last visit; its change since the first
+            explained = explain(
+                network, scan, item["tabular"], subject=item["subject"], reference=reference, since=since
+            )
+            if not explained.finite:
+                raise ValueError(f"{item['subject']}: attributions are not finite (equal singular values)")
+            places = tuple(explained.voxels.T)
+            weights["picked"] = torch.ones(len(explained.voxels))
+            weights[f"{name}{what}, all"] = explained.attribution.abs()
+            weights[f"{name}{what}, lowering"] = -explained.attribution.clamp_max(0)
     for region, where in regions.items():
         found.setdefault("foreground", {})[region] = float((where & full).sum() / full.sum())
         for name, weight in weights.items():

@@ -68,6 +68,16 @@ def test_attribution_is_the_derivative_along_each_encoding():
     assert explained.attribution.abs().max() > 1e-4
 
 
+def test_change_between_visits_is_the_difference_of_the_two():
+    network = fitted(draws=2)
+    scan = lazy(images(1, seed=7))[0]
+    visits = torch.tensor([[0.0], [1.0], [2.0]])
+    last, first = (explain(network, scan, visits, visit=n).attribution for n in (-1, 0))
+    change = explain(network, scan, visits, since=0).attribution
+    torch.testing.assert_close(change, last - first, rtol=1e-4, atol=1e-7)
+    assert (explain(network, scan, visits, since=-1).attribution == 0).all()
+
+
 def test_air_has_no_attribution():
     network = CPICNet((8, 16, 16), channels=4, features=(3,), rank=3, draws=2).eval()
     image = torch.zeros(5, 1, 8, 16, 16)

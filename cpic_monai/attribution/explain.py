@@ -34,7 +34,8 @@ class Explained:
     voxels
         Picked voxels of the preprocessed scan, int64 ``(N, 3)``, each once, all within the scan.
     attribution
-        Attributions float64 ``(N,)`` to the median of one visit, normalised like the quantiles.
+        Attributions float64 ``(N,)`` to the median of one visit, or to its change between two; normalised like the
+        quantiles.
     finite
         False where the derivative is not finite (TT-SVD of a scan with equal singular values); attributions are then 0.
     """
@@ -53,6 +54,7 @@ def explain(
     visit: int = -1,
     subject: str = "scan",
     reference: str | Tensor = "air",
+    since: int | None = None,
 ) -> Explained:
     """Predict a scan's visits and attribute the median of one of them to the picked voxels.
 
@@ -71,6 +73,10 @@ def explain(
     reference
         ``air`` or ``cohort``; or encodings ``(N, C)`` at the network's voxels, such as :func:`mean_encoding` gives.
 
+    since
+        Row whose median is taken off first: what is attributed is then the change between two visits (a decline), of
+        which the level that all visits share is no part.
+
     Raises
     ------
     ValueError
@@ -87,8 +93,9 @@ def explain(
         rows = None if tabular is None else tabular.to(device)
         index = torch.zeros(1 if rows is None else len(rows), dtype=torch.int64, device=device)
         quantiles = network.predict(network.basis(trains), rows, index)
-        median = quantiles[visit, quantiles.shape[1] // 2]
-        gradients = torch.autograd.grad(median, values, materialize_grads=True)  # 0 without a basis
+        median = quantiles[:, quantiles.shape[1] // 2]
+        explained = median[visit] if since is None else median[visit] - median[since]
+        gradients = torch.autograd.grad(explained, values, materialize_grads=True)  # 0 without a basis
     above = [v.detach()[0] for v in values]
     if not (isinstance(reference, str) and reference == "air"):
         above = [v - r.to(v) for v, r in zip(above, _reference(network, reference, codes, above), strict=True)]
