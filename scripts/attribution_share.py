@@ -1,12 +1,13 @@
 """Does the attribution land in the fibrosis? Its share there, on held-out phantoms, whose fibrosis is known.
 
 For every patient of the split: the share of the sizes of all attributions at picked voxels that lie in the fibrosis,
-and the share of the part that lowers the prediction, which is what fibrosis does; for the value at the last visit, and
-for its change since the first ("decline"), of which the level common to all visits is no part. Beside them what chance
-gives: the share of the picked voxels, and of the foreground's volume. "Near" counts voxels whose patch, all that the
-encoder reads around them, touches the fibrosis. Enrichment is the ratio of mean shares; intervals are a 95 % bootstrap over patients.
-References: air; cohort (mean of the basis scans in the checkpoint); training (exact mean encoding, reads the training
-scans). Writes attribution_share.json and attribution_share.md. Patients without fibrosis are left out, and counted.
+and the share of the part that lowers the prediction, which is what fibrosis does; for the value at the last visit,
+and for its change since the first ("decline"), of which the level common to all visits is no part. Beside them what
+chance gives: the share of the picked voxels, and of the foreground's volume. "Near" counts voxels whose patch, all
+that the encoder reads around them, touches the fibrosis. Enrichment is the ratio of mean shares; intervals are a 95 %
+bootstrap over patients. References: air; cohort (mean of the basis scans in the checkpoint); training (exact mean
+encoding, reads the training scans). Writes attribution_share.json and attribution_share.md. Patients without fibrosis
+are left out, and counted.
 """
 
 from __future__ import annotations
