@@ -162,7 +162,7 @@ class CohortIndexSets(nn.Module):
             raise ValueError(
                 f"config key `tolerance` (`tol`): a pivot's relative residual is at least 0 and below 1, found {tol}"
             )
-        left, right, alive = (t.new_zeros((len(seeds), *t.shape[1:])) for t in self.buffers())
+        left, right, alive = (t.new_zeros((len(seeds), *t.shape[1:])) for t in (self.left, self.right, self.alive))
         for d, codes in enumerate(seeds):
             suffixes = suffix_sets(self.grid, codes[None], self.columns, self.channels, generator, self.pivots)
             if self.alternations:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from cpic_monai.cross.bank import CohortIndexSets, EveryVoxel, ScanIndexSets
 from cpic_monai.cross.interpolation import Ridge
 from cpic_monai.cross.random_voxels import PickedValues, RandomVoxels
+from cpic_monai.cross.tangent import TangentIndexSets
 from cpic_monai.grid import IndexGrid
 
 IndexSets = CohortIndexSets | ScanIndexSets | EveryVoxel | RandomVoxels
-INDEX_SETS = ("cohort", "scan", "every_voxel", "picked_values", "random_voxels")
+INDEX_SETS = ("cohort", "tangent", "scan", "every_voxel", "picked_values", "random_voxels")
 
 
 def make_index_sets(
@@ -27,7 +28,8 @@ def make_index_sets(
     Parameters
     ----------
     kind
-        ``cohort``, ``scan`` and ``every_voxel`` (:mod:`cpic_monai.cross.bank`); the controls ``picked_values`` and
+        ``cohort``, ``scan`` and ``every_voxel`` (:mod:`cpic_monai.cross.bank`); ``tangent``
+        (:mod:`cpic_monai.cross.tangent`); the controls ``picked_values`` and
         ``random_voxels`` (:mod:`cpic_monai.cross.random_voxels`).
     grid, rank, channels, draws, seed, ridge, oversampling, alternations
         Of the index sets, where they have them.
@@ -39,6 +41,8 @@ def make_index_sets(
     """
     if kind == "cohort":
         return CohortIndexSets(grid, rank, channels, draws, seed, ridge, oversampling, alternations)
+    if kind == "tangent":
+        return TangentIndexSets(grid, rank, channels, draws, seed, ridge, oversampling, alternations)
     if kind == "scan":
         return ScanIndexSets(grid, rank, channels, ridge, oversampling, alternations)
     if kind == "every_voxel":

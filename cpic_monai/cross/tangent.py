@@ -1,0 +1,181 @@
+"""One interpolation for the whole cohort, each mode in turn being the scan's own: linear in the scan's encoding.
+
+:class:`cpic_monai.cross.bank.CohortIndexSets` interpolates every scan by itself: its cores are quotients of its own
+values, and their errors differ from scan to scan, which is noise to a regression over scans. Here the quotients are of
+the cohort. Let ``I_k`` and ``J_k`` be the prefixes and suffixes picked at bond ``k``. By least squares over all scans
+and channels that choose the voxels,
+
+    E(I_k digit, .) = A_k E(I_{k+1}, .)    and    E(., digit J_{k+1}) = E(., J_k) B_k,
+
+so that, with everything left and right of mode ``k`` interpolated, the encoding of scan ``i`` is
+``L_k E_i(I_k, digit, J_{k+1}) R_k``, with ``L_k`` and ``R_k`` products of the ``A`` and ``B``, which all scans share: the
+form of a tensor train whose core ``k`` is the scan's own (mixed canonical form, site ``k`` as centre). The inner product
+of two scans is the mean over all centres. That is what a scan changes to first order in one core at a time, the tangent
+space of the cohort's train; every picked voxel counts, where a single centre would look at those of one mode only.
+
+The ``L`` and ``R`` enter through their small Gram matrices alone, are constant in the backward pass and saved with the
+index sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from cpic_monai.cross.bank import CohortIndexSets
+from cpic_monai.cross.index_sets import CrossPlan
+from cpic_monai.cross.random_voxels import as_train
+from cpic_monai.cross.sweep import Evaluate
+from cpic_monai.tensor_train import TensorTrain
+
+#: Ridge of the shared least squares, in units of the mean squared norm of a pivot's row over the cohort.
+LIFT = 1e-4
+
+
+class SharedInterpolation(NamedTuple):
+    """Square roots of the Gram matrices of ``L_k`` and ``R_k``, one pair a mode.
+
+    Attributes
+    ----------
+    left
+        Float64 ``(r_{k-1}, r_{k-1})`` each.
+    right
+        Float64 ``(s_k, s_k)`` each; ``(1, 1)`` in the last mode.
+    """
+
+    left: tuple[Tensor, ...]
+    right: tuple[Tensor, ...]
+
+
+def shared_interpolation(values: Tensor, plan: CrossPlan, lift: float = LIFT) -> SharedInterpolation:
+    """Fit the interpolation that all scans share.
+
+    Parameters
+    ----------
+    values
+        Encodings ``(B, N, C)`` of the scans at the plan's codes.
+    plan
+        With one group of index sets and no voxel left out.
+    lift
+        See :data:`LIFT`.
+    """
+    tables = [table[0] for table in plan.gather]
+    parts = [_taken(values.double(), table) for table in tables]  # (B, r, n, s, C) each
+    one = values.new_ones((1, 1), dtype=torch.float64)
+    left, right = [one], [one]
+    for k, part in enumerate(parts[:-1]):
+        rows = part.permute(1, 2, 3, 4, 0).flatten(1).reshape(part.shape[1] * part.shape[2], -1)
+        a = _expressed(rows, rows[plan.rows[k][0]], lift).reshape(*part.shape[1:3], -1)
+        left.append(torch.einsum("anx,ab,bny->xy", a, left[-1], a))
+    for k in reversed(range(len(parts) - 1)):
+        after = parts[k + 1]
+        columns = after.permute(2, 3, 0, 1, 4).flatten(2).reshape(after.shape[2] * after.shape[3], -1)
+        b = _expressed(columns, columns[_suffixes(plan, tables, k)], lift).reshape(*after.shape[2:4], -1)
+        right.append(torch.einsum("nsx,st,nty->xy", b, right[-1], b))
+    return SharedInterpolation(tuple(map(_root, left)), tuple(map(_root, reversed(right))))
+
+
+def tangent_features(values: Tensor, plan: CrossPlan, shared: SharedInterpolation) -> Tensor:
+    """What a scan's own core is at every centre: ``(B, M, C)``, whose inner product is that of the encodings.
+
+    Parameters
+    ----------
+    values
+        Encodings ``(B, N, C)`` at the plan's codes.
+    plan, shared
+        See :func:`shared_interpolation`.
+    """
+    weight = len(plan.gather) ** -0.5  # the mean over centres
+    found = []
+    for table, left, right in zip(plan.gather, shared.left, shared.right, strict=True):
+        part = _taken(values, table[0].to(values.device))
+        own = torch.einsum("brnsc,rx,sy->bxnyc", part, left.to(values) * weight, right.to(values))
+        found.append(own.flatten(1, 3))
+    return torch.cat(found, dim=1)
+
+
+class TangentIndexSets(CohortIndexSets):
+    """Index sets shared by all scans, and the interpolation, too; see the module.
+
+    Parameters are those of :class:`cpic_monai.cross.bank.CohortIndexSets`. A scan is a train of one mode, its features
+    at all centres: more numbers than the cores of an interpolated train, and no small systems to solve.
+    """
+
+    fixed_count = True  # dead pivots are rows of the least squares like any other
+    left_root: Tensor
+    right_root: Tensor
+
+    @property
+    def mode_sizes(self) -> tuple[int, ...]:
+        """Modes of the trains: the entries of one draw's centres."""
+        return (sum(int(table[0].numel()) for table in self.plans[0].gather),)
+
+    def decompose(self, values: Tensor) -> list[TensorTrain]:
+        """Values ``(B, N, C)`` at :meth:`codes` to one train a draw."""
+        parts = zip(self.split(values), self.plans, range(self.draws), strict=True)
+        return [as_train(tangent_features(part, plan, self.shared(draw))) for part, plan, draw in parts]
+
+    def shared(self, draw: int) -> SharedInterpolation:
+        """The interpolation of one draw, without padding."""
+        r, s = (1, *self._left), (*self._right, 1)
+        return SharedInterpolation(
+            tuple(self.left_root[draw, k, :n, :n] for k, n in enumerate(r)),
+            tuple(self.right_root[draw, k, :n, :n] for k, n in enumerate(s)),
+        )
+
+    @torch.no_grad()
+    def select(
+        self, evaluate: Evaluate, seeds: Sequence[Tensor], generator: torch.Generator | None = None, tol: float = 1e-4
+    ) -> None:
+        """Choose index sets as :class:`CohortIndexSets` does, then fit the interpolation to the same scans."""
+        super().select(evaluate, seeds, generator, tol)
+        lefts, rights = [], []
+        for plan in self.plans:
+            shared = shared_interpolation(evaluate(plan.codes).cpu(), plan)
+            lefts.append(_stacked(shared.left, self.rows))
+            rights.append(_stacked(shared.right, self.columns))
+        self.register_buffer("left_root", torch.stack(lefts))
+        self.register_buffer("right_root", torch.stack(rights))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Take whatever number of draws the checkpoint holds."""
+        for name in ("left_root", "right_root"):
+            value = state_dict.get(f"{prefix}{name}")
+            if value is not None and value.shape[1:] == getattr(self, name).shape[1:]:
+                setattr(self, name, torch.zeros_like(value, device="cpu"))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _taken(values: Tensor, table: Tensor) -> Tensor:
+    return values.index_select(1, table.flatten()).reshape(values.shape[0], *table.shape, values.shape[2])
+
+
+def _expressed(rows: Tensor, pivots: Tensor, lift: float) -> Tensor:
+    """Coefficients ``(R, r)`` that express rows ``(R, M)`` by pivots ``(r, M)``, by least squares with a ridge."""
+    gram = pivots @ pivots.T
+    diagonal = torch.diagonal(gram)
+    eye = torch.eye(len(gram), dtype=gram.dtype)
+    # Scans that are all background leave a Gram matrix of zeros: the coefficients are zero then.
+    return torch.linalg.solve(gram + (lift * diagonal.mean()).clamp_min(1e-30) * eye, pivots @ rows.T).T
+
+
+def _suffixes(plan: CrossPlan, tables: Sequence[Tensor], bond: int) -> Tensor:
+    """Which columns (digit, suffix) of the mode behind a bond are the suffixes picked there: int64 ``(s_k,)``."""
+    before, behind = tables[bond], tables[bond + 1]
+    wanted = before.flatten(0, 1)[plan.rows[bond][0, 0]]  # voxels of the first prefix
+    return (behind[0].flatten() == wanted[:, None]).int().argmax(dim=1)
+
+
+def _root(gram: Tensor) -> Tensor:
+    """``Q`` with ``Q Q^T`` the positive semidefinite matrix given."""
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    return vectors * values.clamp_min(0).sqrt()
+
+
+def _stacked(roots: Sequence[Tensor], size: int) -> Tensor:
+    """Square matrices of several sizes as one tensor, padded."""
+    return torch.stack([pad(root, (0, size - root.shape[0], 0, size - root.shape[0])) for root in roots])
