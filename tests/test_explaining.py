@@ -27,7 +27,7 @@ from cpic_monai.volumes import ArrayVolume
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from attribution_share import shares, table, view_mask, within
 
-KINDS = ["cohort", "scan", "every_voxel", "picked_values", "random_voxels"]
+KINDS = ["cohort", "scan", "every_voxel", "picked_values", "random_voxels", "tangent"]
 
 
 def fitted(**settings):

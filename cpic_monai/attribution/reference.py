@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cpic_monai.cross.bank import ScanIndexSets
+from cpic_monai.cross.tangent import TangentIndexSets
 from cpic_monai.networks import CPICNet
 from cpic_monai.transforms import VirtualScan
 
@@ -52,12 +53,14 @@ def basis_encoding(network: CPICNet, codes: Sequence[Tensor]) -> list[Tensor]:
             "reference 'cohort' needs a fitted canonical basis (`projection: basis`); use 'air'"
         )
     means = []
-    for train, asked in zip(trains, codes, strict=True):
+    for draw, (train, asked) in enumerate(zip(trains, codes, strict=True)):
         if train.mode_sizes == network.grid.mode_sizes:
             digits = network.grid.digits(asked).to(train.cores[0].device)
             mean = torch.stack([train[scan].at(digits)[0] for scan in range(train.batch)]).mean(0)
         else:
-            mean = train.full().mean(0)  # one mode, the voxels in their order: the controls without interpolation
+            mean = train.full().mean(0)  # one mode, the voxels in their order: no scan has an interpolation of its own
+            if isinstance(network.indices, TangentIndexSets):
+                mean = network.indices.unweighted(draw, mean)
         means.append(mean.double())
     return means
 

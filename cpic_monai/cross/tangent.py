@@ -8,13 +8,14 @@ and channels that choose the voxels,
     E(I_k digit, .) = A_k E(I_{k+1}, .)    and    E(., digit J_{k+1}) = E(., J_k) B_k,
 
 so that, with everything left and right of mode ``k`` interpolated, the encoding of scan ``i`` is
-``L_k E_i(I_k, digit, J_{k+1}) R_k``, with ``L_k`` and ``R_k`` products of the ``A`` and ``B``, which all scans share: the
-form of a tensor train whose core ``k`` is the scan's own (mixed canonical form, site ``k`` as centre). The inner product
-of two scans is the mean over all centres. That is what a scan changes to first order in one core at a time, the tangent
-space of the cohort's train; every picked voxel counts, where a single centre would look at those of one mode only.
+``L_k E_i(I_k, digit, J_{k+1}) R_k``, with ``L_k`` and ``R_k`` products of the ``A`` and ``B``, which all scans share:
+the form of a tensor train whose core ``k`` is the scan's own (mixed canonical form, site ``k`` as centre). The inner
+product of two scans is the mean over all centres. That is what a scan changes to first order in one core at a time, the
+tangent space of the cohort's train; every picked voxel counts, where a single centre looks at those of one mode only.
 
-The ``L`` and ``R`` enter through their small Gram matrices alone, are constant in the backward pass and saved with the
-index sets.
+So the inner product is ``e_i^T W e_j`` of the values at the picked voxels, with a matrix ``W`` that weighs each by what
+it stands for. ``W`` is made of the small Gram matrices of ``L_k`` and ``R_k``, which are constant in the backward pass
+and saved with the index sets.
 """
 
 from __future__ import annotations
@@ -26,9 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cpic_monai.cross.bank import CohortIndexSets
 from cpic_monai.cross.index_sets import CrossPlan
-from cpic_monai.cross.random_voxels import as_train
+from cpic_monai.cross.random_voxels import PickedValues, as_train
 from cpic_monai.cross.sweep import Evaluate
 from cpic_monai.tensor_train import TensorTrain
 
@@ -37,12 +37,12 @@ LIFT = 1e-4
 
 
 class SharedInterpolation(NamedTuple):
-    """Square roots of the Gram matrices of ``L_k`` and ``R_k``, one pair a mode.
+    """Gram matrices of ``L_k`` and ``R_k``, one pair a mode.
 
     Attributes
     ----------
     left
-        Float64 ``(r_{k-1}, r_{k-1})`` each.
+        Float64 ``(r_{k-1}, r_{k-1})`` each; ``(1, 1)`` in the first mode.
     right
         Float64 ``(s_k, s_k)`` each; ``(1, 1)`` in the last mode.
     """
@@ -76,55 +76,58 @@ def shared_interpolation(values: Tensor, plan: CrossPlan, lift: float = LIFT) ->
         columns = after.permute(2, 3, 0, 1, 4).flatten(2).reshape(after.shape[2] * after.shape[3], -1)
         b = _expressed(columns, columns[_suffixes(plan, tables, k)], lift).reshape(*after.shape[2:4], -1)
         right.append(torch.einsum("nsx,st,nty->xy", b, right[-1], b))
-    return SharedInterpolation(tuple(map(_root, left)), tuple(map(_root, reversed(right))))
+    return SharedInterpolation(tuple(left), tuple(reversed(right)))
 
 
-def tangent_features(values: Tensor, plan: CrossPlan, shared: SharedInterpolation) -> Tensor:
-    """What a scan's own core is at every centre: ``(B, M, C)``, whose inner product is that of the encodings.
+def voxel_weights(plan: CrossPlan, shared: SharedInterpolation) -> Tensor:
+    """The matrix ``W`` of the inner product, float64 ``(N, N)``, positive semidefinite.
 
     Parameters
     ----------
-    values
-        Encodings ``(B, N, C)`` at the plan's codes.
     plan, shared
         See :func:`shared_interpolation`.
     """
-    weight = len(plan.gather) ** -0.5  # the mean over centres
-    found = []
+    voxels = plan.codes.shape[1]
+    weights = torch.zeros((voxels, voxels), dtype=torch.float64)
     for table, left, right in zip(plan.gather, shared.left, shared.right, strict=True):
-        part = _taken(values, table[0].to(values.device))
-        own = torch.einsum("brnsc,rx,sy->bxnyc", part, left.to(values) * weight, right.to(values))
-        found.append(own.flatten(1, 3))
-    return torch.cat(found, dim=1)
+        places = table[0].flatten()
+        # A digit of the mode meets itself only.
+        block = torch.kron(torch.kron(left, torch.eye(table.shape[2], dtype=left.dtype)), right)
+        weights.index_put_((places[:, None], places[None, :]), block / len(plan.gather), accumulate=True)
+    return weights
 
 
-class TangentIndexSets(CohortIndexSets):
+class TangentIndexSets(PickedValues):
     """Index sets shared by all scans, and the interpolation, too; see the module.
 
-    Parameters are those of :class:`cpic_monai.cross.bank.CohortIndexSets`. A scan is a train of one mode, its features
-    at all centres: more numbers than the cores of an interpolated train, and no small systems to solve.
+    Parameters are those of :class:`cpic_monai.cross.bank.CohortIndexSets`. A scan is a train of one mode, its values at
+    the picked voxels times the square root of ``W``. There are no small systems to solve.
     """
 
-    fixed_count = True  # dead pivots are rows of the least squares like any other
-    left_root: Tensor
-    right_root: Tensor
-
-    @property
-    def mode_sizes(self) -> tuple[int, ...]:
-        """Modes of the trains: the entries of one draw's centres."""
-        return (sum(int(table[0].numel()) for table in self.plans[0].gather),)
+    left_gram: Tensor
+    right_gram: Tensor
 
     def decompose(self, values: Tensor) -> list[TensorTrain]:
         """Values ``(B, N, C)`` at :meth:`codes` to one train a draw."""
-        parts = zip(self.split(values), self.plans, range(self.draws), strict=True)
-        return [as_train(tangent_features(part, plan, self.shared(draw))) for part, plan, draw in parts]
+        return [as_train(self.root(draw).to(part) @ part) for draw, part in enumerate(self.split(values))]
+
+    def unweighted(self, draw: int, weighted: Tensor) -> Tensor:
+        """Values ``(N, C)`` at a draw's voxels of which :meth:`decompose` made these; zero where they do not count."""
+        return torch.linalg.pinv(self.root(draw), rtol=1e-6, hermitian=True).to(weighted) @ weighted
+
+    def root(self, draw: int) -> Tensor:
+        """Symmetric square root of ``W``, float64 ``(N, N)``; made once, on the CPU."""
+        if draw not in self._roots:
+            values, vectors = torch.linalg.eigh(voxel_weights(self.plans[draw], self.shared(draw)))
+            self._roots[draw] = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+        return self._roots[draw]
 
     def shared(self, draw: int) -> SharedInterpolation:
         """The interpolation of one draw, without padding."""
         r, s = (1, *self._left), (*self._right, 1)
         return SharedInterpolation(
-            tuple(self.left_root[draw, k, :n, :n] for k, n in enumerate(r)),
-            tuple(self.right_root[draw, k, :n, :n] for k, n in enumerate(s)),
+            tuple(self.left_gram[draw, k, :n, :n] for k, n in enumerate(r)),
+            tuple(self.right_gram[draw, k, :n, :n] for k, n in enumerate(s)),
         )
 
     @torch.no_grad()
@@ -133,21 +136,19 @@ class TangentIndexSets(CohortIndexSets):
     ) -> None:
         """Choose index sets as :class:`CohortIndexSets` does, then fit the interpolation to the same scans."""
         super().select(evaluate, seeds, generator, tol)
-        lefts, rights = [], []
-        for plan in self.plans:
-            shared = shared_interpolation(evaluate(plan.codes).cpu(), plan)
-            lefts.append(_stacked(shared.left, self.rows))
-            rights.append(_stacked(shared.right, self.columns))
-        self.register_buffer("left_root", torch.stack(lefts))
-        self.register_buffer("right_root", torch.stack(rights))
+        fitted = [shared_interpolation(evaluate(plan.codes).cpu(), plan) for plan in self.plans]
+        self.register_buffer("left_gram", torch.stack([_stacked(f.left, self.rows) for f in fitted]))
+        self.register_buffer("right_gram", torch.stack([_stacked(f.right, self.columns) for f in fitted]))
+        self._roots: dict[int, Tensor] = {}
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Take whatever number of draws the checkpoint holds."""
-        for name in ("left_root", "right_root"):
+        for name in ("left_gram", "right_gram"):
             value = state_dict.get(f"{prefix}{name}")
             if value is not None and value.shape[1:] == getattr(self, name).shape[1:]:
                 setattr(self, name, torch.zeros_like(value, device="cpu"))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._roots = {}
 
 
 def _taken(values: Tensor, table: Tensor) -> Tensor:
@@ -170,12 +171,6 @@ def _suffixes(plan: CrossPlan, tables: Sequence[Tensor], bond: int) -> Tensor:
     return (behind[0].flatten() == wanted[:, None]).int().argmax(dim=1)
 
 
-def _root(gram: Tensor) -> Tensor:
-    """``Q`` with ``Q Q^T`` the positive semidefinite matrix given."""
-    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
-    return vectors * values.clamp_min(0).sqrt()
-
-
-def _stacked(roots: Sequence[Tensor], size: int) -> Tensor:
+def _stacked(matrices: Sequence[Tensor], size: int) -> Tensor:
     """Square matrices of several sizes as one tensor, padded."""
-    return torch.stack([pad(root, (0, size - root.shape[0], 0, size - root.shape[0])) for root in roots])
+    return torch.stack([pad(m, (0, size - m.shape[0], 0, size - m.shape[0])) for m in matrices])

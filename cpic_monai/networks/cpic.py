@@ -42,7 +42,8 @@ class CPICNet(ScanNetwork):
     unfolding
         See :class:`cpic_monai.grid.IndexGrid`.
     index_sets
-        ``cohort``: shared by all scans and part of the model. ``scan``: each scan its own. ``every_voxel``: no
+        ``cohort``: shared by all scans and part of the model. ``tangent``: the same, with an interpolation that
+        all scans share (:mod:`cpic_monai.cross.tangent`). ``scan``: each scan its own. ``every_voxel``: no
         cross-approximation but TT-SVD of the dense encoding (small scans). ``picked_values``, ``random_voxels``: the
         controls of :mod:`cpic_monai.cross.random_voxels`.
     draws

@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.utils import merge_kv
 
 from cpic_monai.cross.random_voxels import PickedValues, RandomVoxels
+from cpic_monai.cross.tangent import TangentIndexSets
 from cpic_monai.networks import ScanResNet, TensorRegressionLayer
 from tests.bundle.conftest import SMALL, run_config
 
@@ -34,8 +35,9 @@ def merged(overlays: list[str], **settings: Any) -> ConfigParser:
         (["resnet", "resnet_trl"], {"depth": 10, "trl_rank": [8, 1, 1, 1, 4]}),
         (["random_voxels"], {}),
         (["picked_values"], {}),
+        (["tangent"], {}),
     ],
-    ids=["resnet", "resnet_trl", "random_voxels", "picked_values"],
+    ids=["resnet", "resnet_trl", "random_voxels", "picked_values", "tangent"],
 )
 def test_overlays_make_networks_for_the_preprocessed_scan(bundle_folder, phantom, overlays, settings):
     config = merged(overlays, dataset_dir=str(phantom), **SETTINGS, **settings)
@@ -49,7 +51,10 @@ def test_overlays_make_networks_for_the_preprocessed_scan(bundle_folder, phantom
         assert item["image"].shape == (1, *SMALL["spatial_shape"])
         assert any(isinstance(m, TensorRegressionLayer) for m in network.modules()) == (len(overlays) == 2)
     else:
-        assert type(network.indices) is {"random_voxels": RandomVoxels, "picked_values": PickedValues}[overlays[0]]
+        assert (
+            type(network.indices)
+            is {"random_voxels": RandomVoxels, "picked_values": PickedValues, "tangent": TangentIndexSets}[overlays[0]]
+        )
 
 
 @pytest.mark.slow

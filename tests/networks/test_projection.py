@@ -9,7 +9,7 @@ from scans import images, small_network
 from cpic_monai.networks import CPICNet, TensorTrainRegression
 
 
-@pytest.mark.parametrize("index_sets", ["cohort", "scan", "every_voxel", "random_voxels"])
+@pytest.mark.parametrize("index_sets", ["cohort", "tangent", "scan", "every_voxel", "random_voxels"])
 def test_joint_training_moves_the_weights(index_sets: str) -> None:
     network = small_network(projection="trl", index_sets=index_sets, moving_basis=True, noise=0.0).train()
     network(images(4)).square().sum().backward()
