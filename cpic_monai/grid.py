@@ -3,6 +3,9 @@
 A voxel is named by one int64 *code*, its row-major position in the padded box. Every mode of an unfolding contributes
 an additive offset to the code, so a left prefix, a digit and a right suffix combine by plain addition (paper Sec. 3.4,
 "Tensorisation").
+
+With a ``step`` above 1 the grid is coarser than the scan: of every cube of ``step`` voxels along each axis, a *cell*,
+the middle voxel stands for all. Cubes around it (patches) keep the scan's own spacing.
 """
 
 from __future__ import annotations
@@ -36,33 +39,49 @@ class IndexGrid:
         ``tt``: one mode an axis (plain TT). ``grouped``: one binary mode a bit, axis after axis.
         ``interleaved``: one binary mode a bit, the coarsest bit of every axis first (QTT). ``fused``: the bits of
         one level of all axes together (modes of up to 8).
+    step
+        Voxels from one cell of the grid to the next, along each axis.
 
     Raises
     ------
     ValueError
-        For an unknown unfolding, an empty axis or a grid of more than 2**62 voxels.
+        For an unknown unfolding, an empty axis, a step below 1 or a grid of more than 2**62 voxels.
     """
 
     shape: tuple[int, ...]
     unfolding: str = "interleaved"
+    step: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         if self.unfolding not in UNFOLDINGS:
             raise ValueError(f"unfolding {self.unfolding!r} is none of {', '.join(UNFOLDINGS)}")
+        if self.step != int(self.step) or self.step < 1:
+            raise ValueError(f"the grid's step is {self.step!r}; it must be a whole number of voxels, 1 or more")
         if sum(n.bit_length() - 1 for n in self.padded_shape) > 62:
             raise ValueError(f"grid {self.shape} has more voxels than an int64 code can name (2**62)")
 
     @cached_property
+    def cells(self) -> tuple[int, ...]:
+        """Cells along each axis; the last may be cut off by the scan's border."""
+        return tuple(-(-n // self.step) for n in self.shape)
+
+    @cached_property
+    def offset(self) -> tuple[int, ...]:
+        """Where in its cell the voxel lies that stands for it: in the middle, as far as the last cell reaches."""
+        last = [n - 1 - (c - 1) * self.step for n, c in zip(self.shape, self.cells, strict=True)]
+        return tuple(min(self.step // 2, n) for n in last)
+
+    @cached_property
     def padded_shape(self) -> tuple[int, ...]:
-        """Axis lengths after padding; ``tt`` needs none."""
+        """Cells along each axis after padding; ``tt`` needs none."""
         if self.unfolding == "tt":
-            return self.shape
-        return tuple(next_power_of_two(n) for n in self.shape)
+            return self.cells
+        return tuple(next_power_of_two(n) for n in self.cells)
 
     @cached_property
     def strides(self) -> tuple[int, ...]:
-        """Code step of one voxel along each axis (row-major over :attr:`padded_shape`)."""
+        """Code step of one cell along each axis (row-major over :attr:`padded_shape`)."""
         steps = [1]
         for n in reversed(self.padded_shape[1:]):
             steps.append(steps[-1] * n)
@@ -90,61 +109,67 @@ class IndexGrid:
 
     @property
     def mode_sizes(self) -> tuple[int, ...]:
-        """Digits of each mode ``n_k``; their product is the number of padded voxels."""
+        """Digits of each mode ``n_k``; their product is the number of padded cells."""
         return tuple(len(m) for m in self.modes)
 
     def encode(self, voxels: Tensor) -> Tensor:
-        """Codes int64 ``(...)`` of voxels int64 ``(..., D)``; a voxel outside the padded box raises ``ValueError``."""
-        limit = torch.tensor(self.padded_shape, device=voxels.device)
+        """Codes int64 ``(...)`` of the cells of voxels int64 ``(..., D)``; outside the padded box: ``ValueError``."""
+        limit = torch.tensor(self.padded_shape, device=voxels.device) * self.step
         wrong = ((voxels < 0) | (voxels >= limit)).any(-1)
         if bool(wrong.any()):
             first = voxels[wrong].reshape(-1, len(self.shape))[0].tolist()
-            raise ValueError(f"voxel {first} lies outside the grid {self.padded_shape}; give indices within it")
-        return (voxels.to(torch.int64) * torch.tensor(self.strides, device=voxels.device)).sum(-1)
+            raise ValueError(f"voxel {first} lies outside the grid {tuple(limit.tolist())}; give indices within it")
+        cells = torch.div(voxels.to(torch.int64), self.step, rounding_mode="floor")
+        return (cells * torch.tensor(self.strides, device=voxels.device)).sum(-1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Voxels int64 ``(..., D)`` of codes int64 ``(...)``, the inverse of :meth:`encode`."""
+        """Voxels int64 ``(..., D)`` of codes int64 ``(...)``, each in the middle of its cell."""
+        cells = self._cells_of(codes)
+        return cells if self.step == 1 else cells * self.step + torch.tensor(self.offset, device=codes.device)
+
+    def _cells_of(self, codes: Tensor) -> Tensor:
+        """Cells int64 ``(..., D)`` of codes."""
         out = []
-        for n, step in zip(self.padded_shape, self.strides, strict=True):
-            out.append(torch.div(codes, step, rounding_mode="floor") % n)
+        for n, stride in zip(self.padded_shape, self.strides, strict=True):
+            out.append(torch.div(codes, stride, rounding_mode="floor") % n)
         return torch.stack(out, dim=-1)
 
     def digits(self, codes: Tensor) -> Tensor:
         """Mode digits int64 ``(..., K)`` of codes, so that ``sum_k modes[k][digit_k] == code``."""
-        voxels = self.decode(codes)
+        cells = self._cells_of(codes)
         out = []
         for offsets in self.modes:
-            # Offsets of one mode are products of distinct axis steps: find the digit whose offset's voxel agrees on
+            # Offsets of one mode are products of distinct axis steps: find the digit whose offset's cell agrees on
             # the bits this mode owns.
-            owned = self.decode(offsets)  # (n, D)
+            owned = self._cells_of(offsets)  # (n, D)
             if self.unfolding == "tt":
                 axis = int((owned.max(0).values > 0).nonzero()[0]) if len(offsets) > 1 else 0
-                out.append(voxels[..., axis] if len(offsets) > 1 else torch.zeros_like(codes))
+                out.append(cells[..., axis] if len(offsets) > 1 else torch.zeros_like(codes))
                 continue
             mask = owned.amax(0)  # the bits owned, per axis
-            match = ((voxels & mask)[..., None, :] == owned).all(-1)
+            match = ((cells & mask)[..., None, :] == owned).all(-1)
             out.append(match.to(torch.int64).argmax(-1))
         return torch.stack(out, dim=-1)
 
     def inside(self, codes: Tensor) -> Tensor:
         """True where a code names a voxel of the scan, False in the virtual padding."""
-        return (self.decode(codes) < torch.tensor(self.shape, device=codes.device)).all(-1)
+        return (self._cells_of(codes) < torch.tensor(self.cells, device=codes.device)).all(-1)
 
     def unfold(self, dense: Tensor) -> Tensor:
-        """Dense encoding ``(B, *shape, C)`` as ``(B, n_1, ..., n_K, C)``, zero in the padding (small grids)."""
+        """Dense encoding ``(B, *cells, C)`` as ``(B, n_1, ..., n_K, C)``, zero in the padding (small grids)."""
         batch, channels = dense.shape[0], dense.shape[-1]
         padded = dense.new_zeros((batch, *self.padded_shape, channels))
-        padded[(slice(None), *(slice(n) for n in self.shape))] = dense
+        padded[(slice(None), *(slice(n) for n in self.cells))] = dense
         codes = all_codes(self)
         return padded.reshape(batch, -1, channels)[:, codes].reshape(batch, *self.mode_sizes, channels)
 
     def fold(self, unfolded: Tensor) -> Tensor:
-        """The inverse of :meth:`unfold`: ``(B, n_1, ..., n_K, C)`` to ``(B, *shape, C)``."""
+        """The inverse of :meth:`unfold`: ``(B, n_1, ..., n_K, C)`` to ``(B, *cells, C)``."""
         batch, channels = unfolded.shape[0], unfolded.shape[-1]
         flat = torch.empty_like(unfolded).reshape(batch, -1, channels)
         flat[:, all_codes(self)] = unfolded.reshape(batch, -1, channels)
         dense = flat.reshape(batch, *self.padded_shape, channels)
-        return dense[(slice(None), *(slice(n) for n in self.shape))]
+        return dense[(slice(None), *(slice(n) for n in self.cells))]
 
 
 def all_codes(grid: IndexGrid) -> Tensor:

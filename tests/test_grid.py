@@ -110,3 +110,41 @@ def test_bad_grids_are_refused() -> None:
     with pytest.raises(ValueError, match="int64"):
         IndexGrid((2**21, 2**21, 2**21))
     assert IndexGrid((2**20, 2**21, 2**21)).padded_shape == (2**20, 2**21, 2**21)
+
+
+@unfoldings
+@pytest.mark.parametrize("step", [2, 3, 5])
+@pytest.mark.parametrize("shape", [(8, 4, 2), (5, 3, 7), (1, 6, 1), (13,)], ids=str)
+def test_a_cell_stands_for_a_cube_of_voxels(shape: tuple[int, ...], step: int, unfolding: str) -> None:
+    grid = IndexGrid(shape, unfolding, step)
+    voxels = torch.cartesian_prod(*(torch.arange(n) for n in shape)).reshape(-1, len(shape))
+    codes = grid.encode(voxels)
+    middles = grid.decode(codes)
+    assert grid.inside(codes).all()
+    assert (middles < torch.tensor(shape)).all(), "the voxel that is looked at lies in the scan"
+    assert torch.equal(middles // step, voxels // step)
+    whole = voxels // step * step + step <= torch.tensor(shape)
+    expected = voxels // step * step + torch.tensor(grid.offset)
+    assert torch.equal(middles[whole], expected[whole])
+    every = all_codes(grid)
+    assert torch.equal(grid.encode(grid.decode(every)), every)
+    assert int(grid.inside(every).sum()) == len(codes.unique()) == torch.Size(grid.cells).numel()
+    assert torch.equal(sum(m[d] for m, d in zip(grid.modes, grid.digits(every).T, strict=True)), every)
+
+
+def test_the_middle_of_a_cell() -> None:
+    assert IndexGrid((48, 7, 9), step=4).decode(torch.zeros(1, dtype=torch.int64)).tolist() == [[2, 2, 0]]
+    assert IndexGrid((48, 7, 9), step=4).cells == (12, 2, 3)
+
+
+@pytest.mark.parametrize("step", [0, -1, 1.5])
+def test_steps_that_are_none(step: float) -> None:
+    with pytest.raises(ValueError, match="step"):
+        IndexGrid((4, 4), step=step)  # type: ignore[arg-type]
+
+
+@unfoldings
+def test_dense_cells_there_and_back(unfolding: str) -> None:
+    grid = IndexGrid((7, 5, 4), unfolding, step=2)
+    dense = torch.randn((2, 4, 3, 2, 3), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(grid.fold(grid.unfold(dense)), dense)

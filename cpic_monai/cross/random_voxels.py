@@ -62,7 +62,7 @@ class RandomVoxels(nn.Module):
             raise ValueError(f"`draws` and `rank` must be at least 1, found {draws} and {rank}")
         self.grid = grid
         wanted = len(CohortIndexSets(grid, rank, channels, oversampling=oversampling).codes())
-        self.count = min(wanted, math.prod(grid.shape))
+        self.count = min(wanted, math.prod(grid.cells))
         self.register_buffer("picked", torch.zeros((draws, self.count), dtype=torch.int64))
         none = torch.zeros(0, dtype=torch.int64)
         self._fill([none] * draws, torch.Generator().manual_seed(seed))

@@ -77,6 +77,8 @@ class CPICNet(ScanNetwork):
         ``float32`` is quicker; the ridge is then widened to float32's rounding.
     amp
         True: the encoder runs under autocast (bfloat16 on a CPU, float16 on a GPU).
+    grid_step
+        Voxels from one cell of the index grid to the next, see :class:`cpic_monai.grid.IndexGrid`.
     """
 
     def __init__(
@@ -108,9 +110,10 @@ class CPICNet(ScanNetwork):
         oversampling: float = 1.0,
         algebra: str = "float64",
         amp: bool = False,
+        grid_step: int = 1,
     ) -> None:
         super().__init__()
-        self.grid = IndexGrid(tuple(spatial_shape), unfolding)
+        self.grid = IndexGrid(tuple(spatial_shape), unfolding, grid_step)
         self.encoder = PatchEncoder(in_channels, channels, features) if encoder else VoxelValues(in_channels)
         self.rank, self.seed, self.scales, self.moving_basis = rank, seed, tuple(scales), moving_basis
         self.index_batch_bytes, self.foreground = index_batch_bytes, foreground

@@ -95,5 +95,5 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         RandomVoxels(grid, 0, 2)
     assert {type(make_index_sets(kind, grid, 3, 2)).__name__ for kind in INDEX_SETS} == {
-        "CohortIndexSets", "ScanIndexSets", "EveryVoxel", "PickedValues", "RandomVoxels"
+        "CohortIndexSets", "ScanIndexSets", "EveryVoxel", "PickedValues", "RandomVoxels", "TangentIndexSets"
     }  # fmt: skip

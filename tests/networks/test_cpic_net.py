@@ -54,8 +54,9 @@ def test_other_unfoldings(unfolding: str) -> None:
     torch.testing.assert_close(network(lazy(image)), network(image), rtol=1e-4, atol=1e-5)
 
 
-def test_own_index_sets_read_lazy_scans_as_dense_ones() -> None:
-    network, image = small_network(index_sets="scan"), images(3)
+@pytest.mark.parametrize("grid_step", [1, 2])
+def test_own_index_sets_read_lazy_scans_as_dense_ones(grid_step: int) -> None:
+    network, image = small_network(index_sets="scan", grid_step=grid_step), images(3)
     seeds = {f"s{i}": network.grid.encode(torch.randint(1, 4, (3, 3))) for i in range(3)}
     network.indices.seeds = dict(seeds)
     dense = dense_trains(network, image, subjects=list(seeds))
@@ -231,3 +232,27 @@ def test_a_scan_never_seen_is_predicted_alike_in_any_company() -> None:
     before = network.looked_at(image[:1])[0]
     network.indices.forget(draw=1)
     assert not torch.equal(before, network.looked_at(image[:1])[0]), "a new draw looks elsewhere"
+
+
+@pytest.mark.parametrize(
+    "index_sets", [*(m for m in MODES if m != "scan"), "tangent", "random_voxels", "picked_values"]
+)
+def test_a_coarse_grid_looks_at_the_middle_of_its_cells(index_sets: str) -> None:
+    network, image = small_network(index_sets=index_sets, grid_step=2), images(2)
+    network.basis.fit(network.decompose(images(5, seed=1)))
+    assert network.grid.cells == tuple(-(-n // 2) for n in SHAPE)
+    torch.testing.assert_close(network(lazy(image)), network(image), rtol=1e-4, atol=1e-5)
+    inside = network.voxels()[network.grid.inside(network.grid.encode(network.voxels()))]
+    assert len(inside)
+    assert torch.equal(inside % 2, torch.tensor(network.grid.offset).expand_as(inside))
+
+
+def test_every_cell_is_the_tt_svd_of_every_second_encoding() -> None:
+    fine = small_network(index_sets="every_voxel", rank=64)
+    coarse = small_network(index_sets="every_voxel", rank=64, grid_step=2)
+    coarse.encoder.load_state_dict(fine.encoder.state_dict())
+    image = images(2)
+    (all_voxels,), (cells,) = fine.decompose(image), coarse.decompose(image)
+    places = [slice(o, None, 2) for o in coarse.grid.offset]
+    expected = fine.grid.fold(all_voxels.full().detach())[(slice(None), *places)]
+    torch.testing.assert_close(coarse.grid.fold(cells.full().detach()), expected, rtol=1e-4, atol=1e-6)
