@@ -55,6 +55,7 @@ def predict(network: torch.nn.Module, image: Tensor, tabular: Tensor | None) -> 
         {"unfolding": "fused", "draws": 1},
         {"unfolding": "tt", "tabular_features": 3},
         {"unfolding": "grouped", "shape": (5, 6, 9)},
+        {"grid_step": 2, "shape": (9, 16, 11)},
         {"in_channels": 2, "encoder": False},
         {"tabular_features": 0, "ridge": {"relative": 1e-4, "refinements": 0}},
         {"batch_norm": True, "in_channels": 4},

@@ -49,7 +49,8 @@ class TensorTrainAutoencoder(CPICNet):
     Raises
     ------
     ValueError
-        If ``patch`` is even, a rank lies outside ``1 ... rank``, or the index sets give no train of the scan.
+        If ``patch`` is even, ``grid_step`` is not 1, a rank lies outside ``1 ... rank``, or the index sets give no train
+        of the scan.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class TensorTrainAutoencoder(CPICNet):
         super().__init__(spatial_shape, **settings)
         if isinstance(self.indices, PickedValues | RandomVoxels):
             raise ValueError("an autoencoder decodes a tensor train: index_sets is one of cohort, scan, every_voxel")
+        if self.grid.step != 1:
+            raise ValueError(f"`grid_step` is {self.grid.step}; an autoencoder decodes every voxel, so it must be 1")
         if patch < 1 or patch % 2 == 0:
             raise ValueError(f"`patch` is {patch}; a decoded patch is centred on a voxel, so it must be odd")
         wrong = [r for r in train_ranks if not 1 <= r <= self.rank]

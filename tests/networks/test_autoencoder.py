@@ -138,6 +138,8 @@ def test_settings_that_cannot_be_are_refused() -> None:
         autoencoder(train_ranks=[2, 9])
     with pytest.raises(ValueError, match="decodes a tensor train"):
         autoencoder(index_sets="random_voxels")
+    with pytest.raises(ValueError, match="`grid_step` is 2"):
+        autoencoder(grid_step=2)
     with pytest.raises(ValueError, match="odd along each axis"):
         PatchDecoder(kernel_size=(2, 3, 3))
 
