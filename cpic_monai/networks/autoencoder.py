@@ -49,8 +49,8 @@ class TensorTrainAutoencoder(CPICNet):
     Raises
     ------
     ValueError
-        If ``patch`` is even, ``grid_step`` is not 1, a rank lies outside ``1 ... rank``, or the index sets give no train
-        of the scan.
+        If ``patch`` is even, ``grid_step`` is not 1, a rank lies outside ``1 ... rank``, or the index sets give no
+        train of the scan.
     """
 
     def __init__(
