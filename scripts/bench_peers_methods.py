@@ -5,25 +5,12 @@ Every method imports what it needs when it is loaded, so that a process holds no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import torch
 from bench_peers_job import BRIGHTEST, Job
-from torch import Tensor, nn
-
-#: Scans in the basis that features are projected on: as many as the paper's cached basis holds.
-BASIS_SCANS = 64
-LEARNING_RATE = 1e-3
-
-Scans = Any  # a dense batch (B, 1, D, H, W) float32, or a list of lazy scans
-
-
-class Work(NamedTuple):
-    """One prediction or one training step, ready to be repeated, and the voxels it encodes a scan."""
-
-    run: Callable[[], object]
-    evaluations: Callable[[], int]
+from bench_peers_work import LEARNING_RATE, Scans, Work, basis_of, predicting, stepping
+from torch import Tensor
 
 
 def load(job: Job) -> Callable[[Scans], Work]:
@@ -46,40 +33,6 @@ def reader(job: Job) -> Callable[[], Scans]:
 
     window = HUWindow(0.0, float(BRIGHTEST))
     return lambda: [VirtualScan(open_volume(path), intensity=window) for path in job.files]
-
-
-def predicting(network: nn.Module, scans: Scans) -> Callable[[], Tensor]:
-    """A forward pass in evaluation mode, without gradients."""
-    network.eval()
-
-    def run() -> Tensor:
-        with torch.no_grad():
-            return network(scans)
-
-    return run
-
-
-def stepping(forward: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """A training step: ``forward`` gives the loss."""
-
-    def run() -> None:
-        optimizer.zero_grad()
-        forward().backward()
-        optimizer.step()
-
-    return run
-
-
-def basis_of(trains: Sequence[Any]) -> list[Any]:
-    """The trains of a batch as a basis of BASIS_SCANS scans: repeated, and each a little different."""
-    from cpic_monai.tensor_train import TensorTrain
-
-    out = []
-    for train in trains:
-        times = -(-BASIS_SCANS // train.batch)
-        cores = [core.detach().repeat(times, 1, 1, 1)[:BASIS_SCANS] for core in train.cores]
-        out.append(TensorTrain(tuple(core * (1 + 0.01 * torch.randn_like(core)) for core in cores)))
-    return out
 
 
 def _resnet34(job: Job) -> Callable[[Scans], Work]:

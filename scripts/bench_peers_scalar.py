@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from bench_peers_job import Job
-from bench_peers_methods import LEARNING_RATE, Scans, Work, basis_of, stepping
+from bench_peers_work import LEARNING_RATE, Scans, Work, basis_of, stepping
 from torch import Tensor
 
 RANK, CHANNELS, SWEEPS = 10, 16, 15
