@@ -4,7 +4,7 @@ Of the cohort's scans some learn (``--training_scans``), all others are held out
 random weights and other voxels, the same for all methods:
 
 ``constant``       the median of the training targets
-``random_head``    random encoder, never trained; voxels, basis and head fitted in closed form
+``random_head``    random encoder, never trained; voxels, basis and head fitted to it
 ``transfer_head``  the checkpoint's encoder, untouched; the same fit
 ``scratch``        random encoder, trained for ``--epochs``; the same fit
 ``transfer_fine``  the checkpoint's encoder, trained for ``--epochs``; the same fit

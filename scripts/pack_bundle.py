@@ -31,7 +31,7 @@ from cpic_monai.report.atomic import write_text_atomically
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "cpic_fvc_regression"
 PLACE = "$os.path.dirname(os.path.dirname(os.path.abspath(cpic_monai.__file__)))"
-SCRIPTS = ("verify_bundle.py", "bundle_schema.json")
+SCRIPTS = ("verify_bundle.py", "bundle_schema.json", "convert.py", "compare_reports.py")
 FIGURES = {"mlll": "mLLL", "rmse": "RMSE, mL", "mae": "MAE, mL", "r2": "R2", "coverage": "coverage", "n": "visits"}
 TABLE = "<!-- metrics: filled in by pack_bundle.py -->"
 

@@ -1,4 +1,4 @@
-"""The run of a fine-tuning: take over, fit in closed form, report before and after."""
+"""The run of a fine-tuning: take over, fit basis and head, report before and after."""
 
 from __future__ import annotations
 
@@ -134,9 +134,9 @@ class FineTuning:
         for part in parts:
             logger.info(f"{self.pretrained}, {part}")
         begun = time.perf_counter()
-        self.fit_in_closed_form()
+        self.fit_basis_and_head()
         seconds = time.perf_counter() - begun
-        logger.info(f"fitted in closed form on {len(self.splits.train)} scans in {seconds:.1f} s")
+        logger.info(f"fitted basis and head on {len(self.splits.train)} scans in {seconds:.1f} s")
         save_together({"model": self.network, "encoder": self.splits.encoder}, self.checkpoint)
         facts = {
             "pretrained": str(self.pretrained), "freeze": self.freeze, "refit": self.refit,
@@ -176,7 +176,7 @@ class FineTuning:
             parts.append(Part("basis", "re-fitted", named or "scans of the new cohort"))
         return [*parts, Part("head", "re-fitted", self._head_difference(state, ItemEncoder(found["encoder"])))]
 
-    def fit_in_closed_form(self) -> None:
+    def fit_basis_and_head(self) -> None:
         """Choose voxels and fit basis and head, or the head alone; the encoder stays as it is."""
         if self.refit == "basis":
             select_index_sets(
