@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from cpic_monai.batches import PrepareVisits
+from cpic_monai.cross.random_voxels import PickedValues, RandomVoxels
 from cpic_monai.inferers import JointInferer, LeaveOneOutInferer, LowRankTerm
 from cpic_monai.networks import CPICNet, LeaveOneOutRidge
 
@@ -46,7 +47,9 @@ class Recipe:
     Raises
     ------
     ValueError
-        For an unknown name, or where there are no held-out voxels for a ``low_rank_weight`` above 0.
+        For an unknown name; where there are no held-out voxels for a ``low_rank_weight`` above 0; or if the basis would
+        move over index sets whose features are values at the voxels of one selection (``tangent``, ``random_voxels``,
+        ``picked_values``): those of another selection cannot be compared with them.
     """
 
     def __init__(
@@ -64,6 +67,12 @@ class Recipe:
         self.name, self.network = name, network
         self.ridge = LeaveOneOutRidge(**(ridge or {}))
         closed = name == "closed_form"
+        if not closed and isinstance(network.indices, PickedValues | RandomVoxels):
+            raise ValueError(
+                "recipe 'paper' keeps scans of earlier steps in its basis, which cannot be compared once voxels are "
+                "chosen anew, unless scans are tensor trains: set `index_sets` to scan or cohort, or `recipe` to "
+                "closed_form"
+            )
         network.moving_basis = not closed
         self.low_rank = LowRankTerm(low_rank_weight, network, training_draws)
         self.inferer = LeaveOneOutInferer(self.ridge, self.low_rank) if closed else JointInferer(self.low_rank)

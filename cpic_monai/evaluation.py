@@ -70,7 +70,7 @@ class Evaluation:
     cohort
         Facts for the report (:meth:`cpic_monai.cohorts.Cohort.describe`).
     provenance
-        Of :func:`cpic_monai.report.collect_provenance`.
+        Of :func:`cpic_monai.report.collect_provenance`, or a callable that gives it when the report is written.
     sigma_min, error_max
         Clips of mLLL in the target's unit.
     curves
@@ -96,7 +96,7 @@ class Evaluation:
         scans: Sequence[dict[str, Any]] = (),
         pictures: int = 3,
         cohort: Mapping[str, Any] | None = None,
-        provenance: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         sigma_min: float = 70.0,
         error_max: float = 1000.0,
         curves: Any = None,
@@ -145,7 +145,7 @@ class Evaluation:
             visit_name=self.visit_name,
             picked=self.pictures_of(self.pictured(frame)),
             curves=self.curves() if callable(self.curves) else self.curves,
-            provenance=self.provenance,
+            provenance=self.provenance() if callable(self.provenance) else self.provenance,
             sigma_min=self.sigma_min,
             error_max=self.error_max,
         )

@@ -56,7 +56,7 @@ class IndexGrid:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         if self.unfolding not in UNFOLDINGS:
             raise ValueError(f"unfolding {self.unfolding!r} is none of {', '.join(UNFOLDINGS)}")
-        if self.step != int(self.step) or self.step < 1:
+        if isinstance(self.step, bool) or not isinstance(self.step, int) or self.step < 1:
             raise ValueError(f"the grid's step is {self.step!r}; it must be a whole number of voxels, 1 or more")
         if sum(n.bit_length() - 1 for n in self.padded_shape) > 62:
             raise ValueError(f"grid {self.shape} has more voxels than an int64 code can name (2**62)")
@@ -68,7 +68,10 @@ class IndexGrid:
 
     @cached_property
     def offset(self) -> tuple[int, ...]:
-        """Where in its cell the voxel lies that stands for it: in the middle, as far as the last cell reaches."""
+        """Where in its cell the voxel lies that stands for it, the same in all cells.
+
+        In the middle, or where the last cell of an axis is cut off before its middle, at that cell's end.
+        """
         last = [n - 1 - (c - 1) * self.step for n, c in zip(self.shape, self.cells, strict=True)]
         return tuple(min(self.step // 2, n) for n in last)
 

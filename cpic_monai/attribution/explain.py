@@ -130,7 +130,7 @@ def _trains(network: CPICNet, scan: VirtualScan, subject: str) -> tuple[list[Ten
     with torch.no_grad():
         network.decompose([scan], [subject])  # draws the seeds of a scan not seen before, as predicting it does
     try:
-        trains, _ = sets.sweep(evaluate, sets.seeds[subject][None])
+        trains, _ = sets.sweep(evaluate, sets.seeds[subject][None], dtype=network.algebra)
     finally:
         if not known:
             sets.forget([subject])

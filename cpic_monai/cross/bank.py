@@ -239,17 +239,21 @@ class ScanIndexSets(nn.Module):
         self.seeds: dict[str, Tensor] = {}
         self.draws, self.draw = 1, 0
 
-    def sweep(self, evaluate: Evaluate, seeds: Tensor, tol: float = 1e-9) -> tuple[list[TensorTrain], CrossIndices]:
-        """One half sweep from seed voxel codes ``(B, S)``: the trains, and what was looked at."""
+    def sweep(
+        self, evaluate: Evaluate, seeds: Tensor, tol: float = 1e-9, dtype: torch.dtype = torch.float64
+    ) -> tuple[list[TensorTrain], CrossIndices]:
+        """One half sweep from seed voxel codes ``(B, S)``: the trains, in ``dtype``, and what was looked at."""
         # Always the same fill: with the seeds kept, a checkpoint gives the same sets on every machine.
         generator = torch.Generator().manual_seed(0)
         right = suffix_sets(self.grid, seeds, self.columns, self.channels, generator, self.pivots)
         if self.alternations:
             right = alternate(
                 evaluate, self.grid, right, self.rows, self.alternations, held_out(self.grid, generator),
-                joint=False, tol=tol, ridge=self.ridge,
+                joint=False, tol=tol, ridge=self.ridge, dtype=dtype,
             )  # fmt: skip
-        train, indices = half_sweep(evaluate, self.grid, right, self.rows, joint=False, tol=tol, ridge=self.ridge)
+        train, indices = half_sweep(
+            evaluate, self.grid, right, self.rows, joint=False, tol=tol, ridge=self.ridge, dtype=dtype
+        )
         return [train if self.rows == self.rank else truncate_train(train, self.rank)], indices
 
     def forget(self, subjects: Sequence[str] | None = None, draw: int | None = None) -> None:

@@ -93,7 +93,8 @@ def half_sweep(
             raise ValueError("per-scan pivots need per-scan suffixes: give suffix sets of shape (B, s)")
         core = interpolate(matrix, rows, alive, ridge)
         cores.append(core.reshape(batch, r, n, rows.shape[1]))
-        left = extend_left(left, digits).gather(1, rows)
+        # Codes stay where the suffixes are, the CPU; rows come from where the encodings are.
+        left = extend_left(left, digits).gather(1, rows.to(left.device))
         index = rows[:, :, None, None].expand(batch, -1, s, channels)
         known = values.reshape(batch, r * n, s, channels).gather(1, index)
         lefts.append(left)
@@ -113,6 +114,7 @@ def alternate(
     joint: bool,
     tol: float = 1e-9,
     ridge: Ridge | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, ...]:
     """Right index sets chosen anew by sweeps from right to left, each against the left sets of a sweep from the left.
 
@@ -125,14 +127,16 @@ def alternate(
         As in :func:`half_sweep`; the new sets have the same sizes.
     held_out
         Codes int64 ``(M,)`` of random voxels that tell which sets are best.
+    dtype
+        Of the small algebra, the errors at ``held_out`` included.
     """
     voxels = held_out[None].expand(right[0].shape[0] if right else 1, -1)
-    truth = evaluate(voxels).double()
+    truth = evaluate(voxels).to(dtype)
     digits = grid.digits(held_out)
     best, least = tuple(right), None
     sizes = tuple(r.shape[1] for r in right)
     for n in range(rounds + 1):
-        train, indices = half_sweep(evaluate, grid, right, rank, joint=joint, tol=tol, ridge=ridge)
+        train, indices = half_sweep(evaluate, grid, right, rank, joint=joint, tol=tol, ridge=ridge, dtype=dtype)
         error = _held_out_error(train, digits, truth)
         error = error.mean(0, keepdim=True) if joint else error
         if least is None:
@@ -142,7 +146,7 @@ def alternate(
             least = torch.where(better, error, least)
             best = tuple(torch.where(better[:, None].cpu(), new, old) for new, old in zip(right, best, strict=True))
         if n < rounds:
-            right = _choose_right(evaluate, grid, indices.left, sizes, joint, tol)
+            right = _choose_right(evaluate, grid, indices.left, sizes, joint, tol, dtype)
     return best
 
 
@@ -153,7 +157,13 @@ def _held_out_error(train: TensorTrain, digits: Tensor, truth: Tensor) -> Tensor
 
 
 def _choose_right(
-    evaluate: Evaluate, grid: IndexGrid, left: Sequence[Tensor], sizes: Sequence[int], joint: bool, tol: float
+    evaluate: Evaluate,
+    grid: IndexGrid,
+    left: Sequence[Tensor],
+    sizes: Sequence[int],
+    joint: bool,
+    tol: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
     """Nested right index sets of these sizes by pivoting on (digit, suffix) against left sets, from the last mode."""
     choose = joint_rows if joint else pivoted_rows
@@ -162,7 +172,7 @@ def _choose_right(
     for k in range(len(grid.modes) - 1, 0, -1):
         suffixes = extend_right(grid.modes[k].to(suffix.device), suffix)  # (G, n*s)
         prefixes = left[k - 1]
-        values = evaluate((suffixes[:, :, None] + prefixes[:, None, :]).flatten(1)).double()
+        values = evaluate((suffixes[:, :, None] + prefixes[:, None, :]).flatten(1)).to(dtype)
         matrix = values.reshape(values.shape[0], suffixes.shape[1], -1)
         rows, _ = choose(matrix, sizes[k - 1], tol)
         suffix = suffixes.gather(1, rows)
@@ -178,4 +188,4 @@ def _complete(evaluate: Evaluate, left: Tensor, columns: Tensor, parents: Tensor
         codes = (left[:, :, None] + columns.gather(1, fresh)[:, None, :]).flatten(1)
         new = evaluate(codes).to(known.dtype).reshape(batch, r, fresh.shape[1], channels)
         known = torch.cat([known, new], dim=2)
-    return known.gather(2, order[:, None, :, None].expand(batch, r, -1, channels))
+    return known.gather(2, order.to(known.device)[:, None, :, None].expand(batch, r, -1, channels))

@@ -21,7 +21,7 @@ and saved with the index sets.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -140,6 +140,12 @@ class TangentIndexSets(PickedValues):
         self.register_buffer("left_gram", torch.stack([_stacked(f.left, self.rows) for f in fitted]))
         self.register_buffer("right_gram", torch.stack([_stacked(f.right, self.columns) for f in fitted]))
         self._roots: dict[int, Tensor] = {}
+        # Other processes' choice may be copied over these buffers: nothing made of them is kept.
+        self._plans, self._stacked = None, {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the roots, which are large and soon made again."""
+        return {**super().__getstate__(), "_roots": {}}
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Take whatever number of draws the checkpoint holds."""

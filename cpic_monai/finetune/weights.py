@@ -75,8 +75,8 @@ def take_encoder(network: CPICNet, state: Mapping[str, Tensor], source: str = "c
 def take_voxels_and_basis(network: CPICNet, state: Mapping[str, Any], source: str = "checkpoint") -> list[Part]:
     """Copy index sets and basis, for a new head on the features of the checkpoint.
 
-    A checkpoint does not know its grid's shape, only the number of bonds and the sizes of the modes; grids that agree
-    in them (60 x 64 x 64 and 64 x 64 x 64, interleaved) cannot be told apart.
+    Checkpoints of before :class:`cpic_monai.networks.grid_record.GridRecord` know only the number of bonds and the
+    sizes of the modes; grids that agree in them (60 x 64 x 64 and 64 x 64 x 64, interleaved) cannot be told apart.
 
     Raises
     ------
@@ -84,8 +84,12 @@ def take_voxels_and_basis(network: CPICNet, state: Mapping[str, Any], source: st
         Naming what differs.
     """
     kept = {key: value for key, value in state.items() if key.startswith(("indices.", "basis."))}
-    wrong = differences(network, state)
     own = network.state_dict()
+    wrong = {**differences(network, state), **network.grid_record.differences(state.get("grid_record.facts"))}
+    unlike = {key for key in kept if key.startswith("indices.") and "_extra_state" not in key} - own.keys()
+    if unlike:
+        kind = type(network.indices).__name__
+        wrong["index_sets"] = (f"has {', '.join(sorted(unlike))}", f"{kind} has none")
     sets = {key: value for key, value in own.items() if key.startswith("indices.") and isinstance(value, Tensor)}
     for key, value in sets.items():  # the first axis is the draws
         there = kept[key].shape[1:] if key in kept else ()

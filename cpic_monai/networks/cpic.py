@@ -15,6 +15,7 @@ from cpic_monai.cross.kinds import IndexSets, make_index_sets
 from cpic_monai.grid import IndexGrid
 from cpic_monai.networks.basis import CanonicalBasis
 from cpic_monai.networks.encoder import PatchEncoder, VoxelValues
+from cpic_monai.networks.grid_record import GridRecord
 from cpic_monai.networks.heads import QuantileHead
 from cpic_monai.networks.patch_source import DenseSource, LazyScan, LazySource, PatchSource
 from cpic_monai.networks.scan_network import ScanNetwork
@@ -114,6 +115,7 @@ class CPICNet(ScanNetwork):
     ) -> None:
         super().__init__()
         self.grid = IndexGrid(tuple(spatial_shape), unfolding, grid_step)
+        self.grid_record = GridRecord(self.grid)
         self.encoder = PatchEncoder(in_channels, channels, features) if encoder else VoxelValues(in_channels)
         self.rank, self.seed, self.scales, self.moving_basis = rank, seed, tuple(scales), moving_basis
         self.index_batch_bytes, self.foreground = index_batch_bytes, foreground
@@ -255,7 +257,7 @@ class CPICNet(ScanNetwork):
                 seen.append(voxels)
             return self.encode(source.patches(voxels))
 
-        return sets.sweep(evaluate, self._kept_seeds(source, sets, subjects))[0]
+        return sets.sweep(evaluate, self._kept_seeds(source, sets, subjects), dtype=self.algebra)[0]
 
     def _kept_seeds(self, source: PatchSource, sets: ScanIndexSets, subjects: Sequence[str] | None) -> Tensor:
         """Seed codes ``(S, rank)`` of the scans: those kept under their names, else new ones, then kept."""

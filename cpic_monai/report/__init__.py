@@ -6,7 +6,7 @@ from cpic_monai.report.comparison_page import write_comparison
 from cpic_monai.report.page import write_report
 from cpic_monai.report.picked import PickedScan
 from cpic_monai.report.predictions import check_predictions, predictions_frame, read_predictions, write_predictions
-from cpic_monai.report.provenance import collect_provenance, config_digest
+from cpic_monai.report.provenance import collect_provenance, config_digest, run_settings
 from cpic_monai.report.summary import (
     constant_baseline,
     describe_cohort,
@@ -30,6 +30,7 @@ __all__ = [
     "predictions_frame",
     "read_metrics",
     "read_predictions",
+    "run_settings",
     "summarise_splits",
     "write_comparison",
     "write_metrics",

@@ -10,6 +10,8 @@ from typing import Any
 
 __all__ = ["data_checksum", "data_record"]
 
+TABLES = ("*.csv", "*.tsv")
+
 
 def _files(paths: Iterable[str | os.PathLike[str]], root: str | os.PathLike[str] | None) -> set[tuple[str, int]]:
     """Name and size in bytes of every file of these files and folders."""
@@ -73,7 +75,7 @@ def data_record(
     root : path, optional
         See `data_checksum`.
     tables : iterable of path, optional
-        Read whole. By default the ``.csv`` files directly in `root`.
+        Read whole. By default the ``.csv`` and ``.tsv`` files directly in `root`.
 
     Returns
     -------
@@ -90,7 +92,7 @@ def data_record(
     urls = {str(path) for path in given if "://" in str(path)}
     entries = _files([path for path in given if str(path) not in urls], root)
     if tables is None:
-        tables = sorted(Path(root).glob("*.csv")) if root is not None else []
+        tables = sorted(path for kind in TABLES for path in Path(root).glob(kind)) if root is not None else []
     contents = {Path(table).name: hashlib.sha256(Path(table).read_bytes()).hexdigest() for table in tables}
     scans = _digest(entries | {(url, 0) for url in urls})
     whole = hashlib.sha256("\n".join([scans, *(f"{name} {contents[name]}" for name in sorted(contents))]).encode())

@@ -18,7 +18,7 @@ from typing import Any
 
 from cpic_monai.report.checksum import data_record
 
-__all__ = ["collect_provenance", "config_digest", "package_versions", "without_paths"]
+__all__ = ["collect_provenance", "config_digest", "package_versions", "run_settings", "without_paths"]
 
 PACKAGES = (
     "cpic-monai",
@@ -33,6 +33,12 @@ PACKAGES = (
     "pytorch-ignite",
     "mlflow",
 )
+#: Keys that say where a run is and what it is called: no two runs would have one digest, and `command` has them.
+PLACES = (
+    "bundle_root", "output_dir", "models_dir", "eval_dir", "phantom_dir", "tracking_uri", "experiment_name", "run_name",
+)  # fmt: skip
+#: What MONAI runs, as it is among the resolved values once it has been run.
+WORKFLOWS = ("initialize", "run", "finalize")
 
 # An absolute path of two parts or more: POSIX (also in sqlite:/// and file:// addresses, and after ~) or Windows.
 _START = r"(?:(?:(?:sqlite|file)://+)?/|~/|[A-Za-z]:[\\/]|\\\\)"
@@ -98,6 +104,35 @@ def config_digest(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def run_settings(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    The plain settings of a config as run: overlays, macros and overrides applied, expressions evaluated.
+
+    Parameters
+    ----------
+    resolved : mapping
+        Id to value, as MONAI's `ConfigParser` has resolved them so far; expressions of a config know it as
+        ``__local_refs``. What nothing has referred to is not there: no setting that the run has used is missing once
+        the run is over, so call it late.
+
+    Returns
+    -------
+    dict
+        Top-level keys, sorted, whose values are numbers, text, booleans, or lists and dictionaries of such. Components
+        and what is None (unset, or disabled) are left out, and so are the keys in ``PLACES``.
+    """
+    found = {key: value for key, value in resolved.items() if "::" not in key and key not in (*PLACES, *WORKFLOWS)}
+    return {key: found[key] for key in sorted(found) if found[key] is not None and _is_plain(found[key])}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
+    if type(value) in (list, tuple):  # no named tuples, which calls return
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
 def collect_provenance(
     *,
     config: Mapping[str, Any] | None = None,
@@ -113,7 +148,7 @@ def collect_provenance(
     Parameters
     ----------
     config : mapping, optional
-        The resolved configuration.
+        The settings, see `run_settings`.
     seed : int, optional
     paths, root, tables : optional
         See `checksum.data_record`.

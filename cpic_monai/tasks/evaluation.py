@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class TaskEvaluation:
     target_name
         Of the cohort.
     cohort, provenance
-        Facts for the page.
+        Facts for the page; of the provenance also a callable that gives it when the page is written.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class TaskEvaluation:
         task: Task,
         target_name: str,
         cohort: Mapping[str, Any] | None = None,
-        provenance: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
         self.evaluator, self.loaders, self.output_dir, self.task = evaluator, dict(loaders), Path(output_dir), task
         self.target_name, self.cohort, self.provenance = target_name, cohort or {}, provenance or {}
@@ -113,7 +113,8 @@ class TaskEvaluation:
         """The metrics as a table, and what the cohort and the run were."""
         scores = pd.DataFrame(metrics).T.rename_axis("split").reset_index()
         title = f"{self.target_name}: predictions of C-PIC"
-        facts = json.dumps({"cohort": self.cohort, "run": self.provenance}, indent=2, default=str)
+        run = self.provenance() if callable(self.provenance) else self.provenance
+        facts = json.dumps({"cohort": self.cohort, "run": run}, indent=2, default=str)
         text = (
             f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
             f"<h1>{html.escape(title)}</h1>\n{scores.to_html(index=False, float_format='%.3f')}\n"

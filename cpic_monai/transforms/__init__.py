@@ -7,6 +7,7 @@ from cpic_monai.transforms.align import AlignToTemplated, fit_transforms
 from cpic_monai.transforms.compose import LazyCompose
 from cpic_monai.transforms.intensity import HUWindow, PercentileScaled, ScaleRange, ZScoreSampled
 from cpic_monai.transforms.load import LoadVolumed
+from cpic_monai.transforms.patch_hash import PatchHash
 from cpic_monai.transforms.virtual import SamplePatchesd, VirtualScand
 from cpic_monai.transforms.virtual_scan import VirtualScan
 
@@ -15,6 +16,7 @@ __all__ = [
     "HUWindow",
     "LazyCompose",
     "LoadVolumed",
+    "PatchHash",
     "PercentileScaled",
     "SamplePatchesd",
     "ScaleRange",

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import pandas as pd
 from joblib import Parallel, delayed
@@ -19,7 +20,7 @@ from cpic_monai.volumes.chunked import ChunkedVolume
 from cpic_monai.volumes.nifti import GzipNiftiStream
 from cpic_monai.volumes.open import open_volume
 from cpic_monai.volumes.protocol import Volume, VolumeError
-from cpic_monai.volumes.store_access import STORE_ERRORS, is_url, local_path
+from cpic_monai.volumes.store_access import STORE_ERRORS, is_url, kvstore, local_path, read_json
 from cpic_monai.volumes.write_chunked import DEFAULT_LEVELS, LAYOUT, chunk_edge, verify_store, write_store
 
 SUFFIX = ".ome.zarr"
@@ -31,7 +32,8 @@ class Settings:
     """How scans are converted.
 
     ``patch_size`` and ``levels`` are those of :func:`~cpic_monai.volumes.write_store`; ``overwrite`` replaces stores
-    whatever they hold; ``verify`` reads each store back and compares checksums; ``options`` go to ``open_volume``.
+    whatever they hold; ``verify`` reads each store back and compares checksums; ``options`` go to ``open_volume``;
+    ``storage`` is that of :class:`~cpic_monai.volumes.ChunkedVolume`, for the stores written.
     """
 
     patch_size: int = 9
@@ -39,6 +41,7 @@ class Settings:
     overwrite: bool = False
     verify: bool = False
     options: Mapping[str, Any] | None = None
+    storage: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,28 @@ class Conversion:
     target: str
     status: Literal["written", "kept", "failed"]
     reason: str = ""
+
+
+def store_folder(output: str | os.PathLike[str], storage: Mapping[str, Any] | None = None) -> str:
+    """Where stores are written to: the absolute path of a folder (``file://`` too), or an ``s3://`` or ``gs://`` URL.
+
+    Raises
+    ------
+    ValueError
+        If it is another URL, or ``storage`` is not for such a place.
+    """
+    place = os.fspath(output)
+    if "://" in place and not place.lower().startswith(("file://", "s3://", "gs://")):
+        raise ValueError(f"{place}: cannot be written to; give a folder, or a file://, s3:// or gs:// URL.")
+    folder = place.rstrip("/") if is_url(place) else str(Path(local_path(place)).expanduser().resolve())
+    if storage or is_url(folder):
+        kvstore(folder, storage)  # a slip shows now, not once a scan
+    return folder
+
+
+def store_place(folder: str, name: str) -> str:
+    """A store of :func:`store_folder`; signs that mean something in URLs are quoted there."""
+    return f"{folder}/{quote(name)}" if is_url(folder) else os.path.join(folder, name)
 
 
 def _open_once(source: str, options: Mapping[str, Any]) -> Volume:
@@ -67,7 +92,7 @@ def completion_record(volume: Volume, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _is_finished(target: str, record: Mapping[str, Any]) -> bool:
+def _is_finished(target: str, record: Mapping[str, Any], storage: Mapping[str, Any] | None) -> bool:
     """Whether ``target`` is complete and of this source and these settings.
 
     Raises
@@ -75,11 +100,16 @@ def _is_finished(target: str, record: Mapping[str, Any]) -> bool:
     VolumeError
         If something else is there.
     """
-    if not os.path.lexists(target):
+    if is_url(target):
+        try:
+            read_json(target, "zarr.json", storage)
+        except FileNotFoundError:  # it is written last: nothing is there, or what an interrupted conversion left
+            return False
+    elif not os.path.lexists(target):
         return False
     remedy = "pass --overwrite to replace it, or choose another output folder."
     try:
-        found = ChunkedVolume(target).attributes
+        found = ChunkedVolume(target, storage=storage).attributes
     except FileNotFoundError as error:
         raise VolumeError(f"{target}: exists but is no finished store ({error}); {remedy}") from error
     wanted = {**record, "layout": LAYOUT, "chunk": chunk_edge(record["patch_size"])}
@@ -91,8 +121,10 @@ def _is_finished(target: str, record: Mapping[str, Any]) -> bool:
     return True
 
 
-def convert_scan(source: str | os.PathLike[str], target: str | os.PathLike[str], settings: Settings) -> Conversion:
-    """Convert one scan, unless ``target`` is finished already.
+def convert_scan(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], settings: Settings, progress: bool = False
+) -> Conversion:
+    """Convert one scan, unless ``target``, a folder or URL, is finished already.
 
     Raises
     ------
@@ -103,18 +135,18 @@ def convert_scan(source: str | os.PathLike[str], target: str | os.PathLike[str],
     volume = _open_once(start, settings.options or {})
     record = completion_record(volume, settings)
     status: Literal["written", "kept"] = "kept"
-    if settings.overwrite or not _is_finished(place, record):
-        write_store(volume, place, settings.patch_size, settings.levels, record)
+    if settings.overwrite or not _is_finished(place, record, settings.storage):
+        write_store(volume, place, settings.patch_size, settings.levels, record, settings.storage, progress)
         status = "written"
     if settings.verify:
-        verify_store(place)
+        verify_store(place, settings.storage)
     return Conversion(start, place, status)
 
 
-def _attempt(source: str, target: str, settings: Settings) -> Conversion:
+def _attempt(source: str, target: str, settings: Settings, progress: bool) -> Conversion:
     """Convert one of many: a scan that cannot be read is reported and the others go on."""
     try:
-        return convert_scan(source, target, settings)
+        return convert_scan(source, target, settings, progress)
     except STORE_ERRORS as error:
         return Conversion(source, target, "failed", f"{type(error).__name__}: {error}")
 
@@ -127,9 +159,11 @@ def convert_scans(
     Parameters
     ----------
     pairs
-        Source by target: ``{target: source}``.
+        Source by target: ``{target: source}``, see :func:`store_place`.
     workers
         Processes. Each holds a slab (256 MiB) at most, or a whole scan where the format cannot be read in parts.
+    progress
+        Show a progress bar of scans, and with one worker a second one of the voxels of the scan that is written.
 
     Returns
     -------
@@ -137,7 +171,8 @@ def convert_scans(
         In the order of ``pairs``; look for ``failed`` ones.
     """
     settings = settings or Settings()
-    jobs = [delayed(_attempt)(source, target, settings) for target, source in pairs.items()]
+    within = progress and workers == 1  # bars of several processes would write over each other
+    jobs = [delayed(_attempt)(source, target, settings, within) for target, source in pairs.items()]
     run = Parallel(n_jobs=workers, return_as="generator_unordered")
     done = {}
     with tqdm(run(jobs), total=len(jobs), unit="scan", desc="convert", disable=not progress) as bar:
@@ -164,26 +199,33 @@ def convert_table(
     settings: Settings | None = None,
     workers: int = 1,
     progress: bool = True,
+    copy: str | os.PathLike[str] | None = None,
 ) -> tuple[Path, list[Conversion]]:
     """Convert the scans that a CSV (or .tsv) names, and write a copy of it that names the stores.
 
-    Stores lie in ``output`` as the scans do beside the table; those from elsewhere get their file's name. The copy
-    has the table's name, all other cells as they were, and paths relative to itself. Empty cells stay empty; a scan
+    Stores lie in ``output`` (see :func:`store_folder`) as the scans do beside the table; those from elsewhere get their
+    file's name. The copy is the file ``copy``, by default of the table's name in ``output``. It has all other cells as
+    they were, and paths relative to itself if it lies in ``output``, else whole ones. Empty cells stay empty; a scan
     that failed is named by the place where its store will be.
 
     Raises
     ------
     ValueError
-        If a column is missing, or two scans would have one store.
+        If a column is missing, two scans would have one store, or the copy would replace the table or lie at a URL.
     """
-    path, folder = Path(table).expanduser().resolve(), Path(output).expanduser().resolve()
+    path = Path(table).expanduser().resolve()
+    folder = store_folder(output, settings.storage if settings else None)
+    wanted = local_path(os.fspath(copy or store_place(folder, path.name)))
+    if "://" in wanted:
+        raise ValueError(f"{wanted}: the copy of the table must be a local file; name one with --table.")
+    made = Path(wanted).expanduser().resolve()
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
     missing = [c for c in columns if c not in frame.columns]
     if missing:
         raise ValueError(f"{path}: no column {missing}; found {list(frame.columns)}. Name them with --image_column.")
-    if (folder / path.name) == path:
-        raise ValueError(f"{path}: the copy of the table would replace it; choose another output folder.")
+    if made == path:
+        raise ValueError(f"{path}: the copy of the table would replace it; choose another output folder, or --table.")
     pairs: dict[str, str] = {}
     for column in columns:
         cells = frame[column].str.strip()
@@ -192,14 +234,13 @@ def convert_table(
             inside = not is_url(cell) and Path(source).is_relative_to(path.parent)
             relative = Path(source).relative_to(path.parent) if inside else Path(source.rstrip("/")).name
             name = store_name(str(relative))
-            place = str(folder / name)
+            place = store_place(folder, name)
             if pairs.setdefault(place, source) != source:
                 raise ValueError(f"{path}: {pairs[place]} and {source} would both become {name}; rename one.")
-            frame[column] = frame[column].mask(cells == cell, name)
+            frame[column] = frame[column].mask(cells == cell, name if str(made.parent) == folder else place)
+    made.parent.mkdir(parents=True, exist_ok=True)
     done = convert_scans(pairs, settings, workers, progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    copy = folder / path.name
-    part = copy.with_name(f".{copy.name}.part")
+    part = made.with_name(f".{made.name}.part")
     frame.to_csv(part, sep=separator, index=False)
-    part.replace(copy)
-    return copy, done
+    part.replace(made)
+    return made, done

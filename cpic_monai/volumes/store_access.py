@@ -58,18 +58,26 @@ def kvstore(location: str, storage: Mapping[str, Any] | None = None) -> dict[str
     Raises
     ------
     VolumeError
-        If the URL has no such form.
+        If the URL has no such form, or its driver knows no such ``storage``.
     """
-    if not is_url(location):
-        return {"driver": "file", "path": os.path.abspath(location) + "/", **(storage or {})}
-    ts = tensorstore()
-    try:
-        spec = dict(ts.KvStore.Spec(location.rstrip("/") + "/").to_json())
-    except ValueError as error:
-        raise VolumeError(
-            f"{location}: not a URL that can be read ({error}); expected {', '.join(SCHEMES)}."
-        ) from error
-    return spec | dict(storage or {})
+    spec: dict[str, Any] = {"driver": "file", "path": os.path.abspath(location) + "/"}
+    if is_url(location):
+        try:
+            spec = dict(tensorstore().KvStore.Spec(location.rstrip("/") + "/").to_json())
+        except ValueError as error:
+            raise VolumeError(
+                f"{location}: not a URL that can be read ({error}); expected {', '.join(SCHEMES)}."
+            ) from error
+    if storage:
+        driver, spec = spec["driver"], spec | dict(storage)
+        try:
+            tensorstore().KvStore.Spec(spec)
+        except ValueError as error:
+            raise VolumeError(
+                f"{location}: `storage` with {', '.join(storage)} is none of tensorstore's key-value store driver "
+                f"{driver!r} ({error}); its settings are in tensorstore's documentation."
+            ) from error
+    return spec
 
 
 def tensorstore() -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from tqdm import tqdm
@@ -193,16 +194,17 @@ def _write(
     digest = VoxelDigest(volume.shape, volume.dtype)
     _, rows, depth = _shard(volume.shape, volume.dtype.itemsize, chunk)
     pooled = min(chunk.bit_length() - 1, len(shapes) - 1)  # up to here a slab holds whole voxels of the level
-    bar = tqdm(total=math.prod(volume.shape), unit="voxel", unit_scale=True, desc="write", disable=not progress)
-    for first, last in slabs(volume, depth, rows):
-        box = volume.read(first, last)
-        digest.update(box, first[2])
-        for level in range(pooled + 1):
-            means = box if level == 0 else ts.downsample(ts.array(box), [2**level] * 3, "mean")
-            part = tuple(slice(a >> level, -(-b >> level)) for a, b in zip(first, last, strict=True))
-            arrays[level][part].write(means).result()
-        bar.update(box.size)
-    bar.close()
+    # Below another bar it goes when it is full (`leave`), or each scan of a cohort would leave a line.
+    every = math.prod(volume.shape)
+    with tqdm(total=every, unit="voxel", unit_scale=True, desc="write", disable=not progress, leave=None) as bar:
+        for first, last in slabs(volume, depth, rows):
+            box = volume.read(first, last)
+            digest.update(box, first[2])
+            for level in range(pooled + 1):
+                means = box if level == 0 else ts.downsample(ts.array(box), [2**level] * 3, "mean")
+                part = tuple(slice(a >> level, -(-b >> level)) for a, b in zip(first, last, strict=True))
+                arrays[level][part].write(means).result()
+            bar.update(box.size)
     for level in range(pooled + 1, len(shapes)):
         means = ts.downsample(arrays[pooled], [2 ** (level - pooled)] * 3, "mean")
         edges = _shard(shapes[level], volume.dtype.itemsize, chunk)
@@ -216,7 +218,7 @@ def _write(
         "levels": len(shapes),
         **record,
     }
-    title = (name or place.rstrip("/").rsplit("/", 1)[-1]).removesuffix(".zarr").removesuffix(".ome")
+    title = (name or unquote(place.rstrip("/").rsplit("/", 1)[-1])).removesuffix(".zarr").removesuffix(".ome")
     metadata = root_metadata(title, volume.affine, len(shapes), own)
     root.write("zarr.json", json.dumps(metadata, indent=2).encode()).result()
     return digest.hexdigest()

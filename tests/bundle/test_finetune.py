@@ -173,6 +173,9 @@ def test_settings_that_contradict_each_other_are_refused(settings, words, tmp_pa
         ({"channels": 6}, "channels: donor.pt 5, network 6"),
         ({"spatial_shape": (8, 8, 16)}, "spatial_shape"),
         ({"unfolding": "fused"}, "unfolding"),
+        ({"unfolding": "grouped"}, "unfolding: donor.pt interleaved, network grouped"),
+        ({"spatial_shape": (7, 8, 8)}, r"spatial_shape: donor.pt \[8, 8, 8\], network \[7, 8, 8\]"),
+        ({"grid_step": 2}, "grid_step: donor.pt 1, network 2"),
         ({"index_sets": "random_voxels"}, "index_sets"),
     ],
 )
@@ -189,6 +192,13 @@ def test_voxels_and_basis_of_another_form_are_not_kept(settings, words):
     assert torch.equal(same.basis.vectors, donor.basis.vectors)
     with pytest.raises(MismatchError, match=words):
         take_voxels_and_basis(CPICNet(**(common | settings)), donor.state_dict(), "donor.pt")
+
+
+def test_index_sets_of_another_kind_are_not_kept():
+    donor = CPICNet((8, 8, 8), rank=2, index_sets="tangent")
+    donor.basis.fit(donor.decompose(torch.rand(3, 1, 8, 8, 8)))
+    with pytest.raises(MismatchError, match=r"index_sets: donor\.pt has indices\.left_gram"):
+        take_voxels_and_basis(CPICNet((8, 8, 8), rank=2, index_sets="picked_values"), donor.state_dict(), "donor.pt")
 
 
 def test_layers_that_do_not_fit_are_left_as_they_are():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
+from typing import Any
 
 import mlflow
 import nibabel
@@ -13,10 +15,40 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.bundle.conftest import SMALL, run_config
+from cpic_monai.report.provenance import PLACES
+from tests.bundle.conftest import ROOT, SMALL, run_config
 
 MODEL = {key: SMALL[key] for key in ("spatial_shape", "rank", "channels")}
 SPLIT = {key: SMALL[key] for key in ("folds", "batch_size", "head", "tabular_columns")}
+
+
+def plain_settings(name: str) -> dict[str, Any]:
+    """Keys of a config that are numbers, text or lists of such, with the values that it gives or takes over."""
+    train, config = (json.loads((ROOT / "configs" / f"{n}.json").read_text()) for n in ("train", name))
+    taken = {key for key, value in config.items() if isinstance(value, str) and value.startswith("%configs/train")}
+    values = {key: train[key] if key in taken else value for key, value in config.items() if key not in PLACES}
+
+    def plain(value: Any) -> bool:
+        if isinstance(value, list):
+            return all(map(plain, value))
+        return isinstance(value, int | float) or (isinstance(value, str) and not value.startswith(("$", "@", "%")))
+
+    return {key: value for key, value in values.items() if plain(value)}
+
+
+def check_provenance(folder: Path, config: str, given: dict[str, Any]) -> None:
+    """The report holds every plain setting as run, and which data it was."""
+    found = json.loads((folder / "report.json").read_text())["provenance"]
+    expected = {key: given.get(key, value) for key, value in plain_settings(config).items()}
+    assert {"rank", "draws", "index_sets", "grid_step", "spatial_shape", "seed"} <= set(expected)
+    assert {key: found["config"].get(key) for key in expected} == expected
+    assert found["config"]["head"] == given["head"] if "head" in given else "head" not in found["config"]
+    assert found["config"]["ckpt_path"] == "model.pt"
+    assert list(found["data"]["tables"]) == ["train.csv"]
+    assert found["data"]["files"] > 0
+    page = (folder / "report.html").read_text()
+    assert "<details><summary>config</summary>" in page, "long, so collapsed"
+    assert "&#34;spatial_shape&#34;: [16, 48, 48]" in page
 
 
 def test_training_leaves_checkpoint_metrics_report_and_tracking(trained, phantom):
@@ -33,6 +65,7 @@ def test_training_leaves_checkpoint_metrics_report_and_tracking(trained, phantom
     assert set(predictions["subject"]) == set(truth["Patient"])
     assert (predictions["q0.2"] <= predictions["q0.5"]).all()
     assert (predictions["q0.5"] <= predictions["q0.8"]).all()
+    check_provenance(trained / "eval", "train", SMALL)
     page = (trained / "eval" / "report.html").read_text()
     assert "FVC" in page
     assert "<img" in page or "<svg" in page
@@ -58,6 +91,7 @@ def test_evaluating_repeats_the_numbers(bundle_folder, trained, phantom, tmp_pat
     shutil.copytree(phantom, elsewhere)
     overrides = {**MODEL, **SPLIT, "dataset_dir": str(elsewhere), "eval_dir": str(tmp_path / "eval")}
     run_config("evaluating", "evaluate", ckpt_path=str(trained / "models" / "model.pt"), **overrides)
+    check_provenance(tmp_path / "eval", "evaluate", overrides)
     again = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     first = json.loads((trained / "eval" / "metrics.json").read_text())
     for split, entry in first.items():
@@ -69,6 +103,7 @@ def test_inference_on_a_cohort_and_on_bare_scans(bundle_folder, trained, phantom
     checkpoint = str(trained / "models" / "model.pt")
     common = {**MODEL, "ckpt_path": checkpoint}
     run_config("run", "inference", dataset_dir=str(phantom), output_dir=str(tmp_path / "a"), **common)
+    check_provenance(tmp_path / "a" / "predictions", "inference", common)
     table = pd.read_csv(tmp_path / "a" / "predictions" / "predictions.csv")
     assert len(table) == 16 * 5
     assert table["truth"].isna().all()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import nibabel as nib
@@ -19,8 +18,8 @@ from monai.handlers import nvtx_handlers
 
 from cpic_monai.cross.bank import CohortIndexSets
 from cpic_monai.grid import IndexGrid
-from cpic_monai.transforms import LazyCompose, LoadVolumed, SamplePatchesd, VirtualScand
-from tests.bundle.conftest import ROOT, SMALL, run_config
+from cpic_monai.transforms import LazyCompose, LoadVolumed, PatchHash, SamplePatchesd, VirtualScand
+from tests.bundle.conftest import SMALL, run_config
 
 SHAPE = (8, 16, 8)
 
@@ -183,22 +182,63 @@ def test_cached_patches_are_those_of_the_index_sets_they_were_sampled_at(scans, 
     assert cached[0]["image"].shape != now.shape or not torch.equal(cached[0]["image"], now)
 
 
-def test_the_snippet_of_the_page_caches_what_evaluation_reads(bundle_folder, phantom, trained, tmp_path):
-    text = (ROOT / "bundle" / "docs" / "speed.md").read_text()
-    (snippet,) = re.findall(r"```json\n(.*?)```", text, re.S)
-    settings = {k: SMALL[k] for k in ("spatial_shape", "rank", "channels", "folds", "batch_size", "tabular_columns")}
-    settings |= {"dataset_dir": str(phantom), "output_dir": str(trained)}
-    parser = merged(["evaluate"], **settings)
-    for key, value in json.loads(snippet).items():
-        merge_kv(parser, key, value)
-    parser["patch_cache"] = str(tmp_path / "patches")
-    parser.parse(True)
-    parser.get_parsed_content("initialize")
-    cached = parser.get_parsed_content("validate#test_dataset")
-    item = cached[0]
-    assert len(list((tmp_path / "patches").rglob("*.pt"))) == 1
-    assert torch.equal(cached[0]["image"], item["image"])
-    plain = Dataset(cached.data, parser.get_parsed_content("preprocessing"))
-    assert torch.equal(item["image"], plain[0]["image"])
-    loaded = parser.get_parsed_content("validate#test_dataloader")
-    assert next(iter(loaded))["image"].ndim == 6
+def test_patches_kept_under_their_voxels_are_never_those_of_others(scans, tmp_path):
+    indices, sampling, _, items = scans
+    cached = PersistentDataset(items, sampling, cache_dir=tmp_path / "cache", hash_func=PatchHash(indices))
+    plain = Dataset(items, sampling)
+    for seed, files in ((1, 2), (2, 4), (1, 4)):
+        choose(indices, seed)
+        for k in (0, 1, 0):
+            assert torch.equal(cached[k]["image"], plain[k]["image"])
+        assert len(list((tmp_path / "cache").iterdir())) == files
+
+
+def test_names_of_patches_go_by_value():
+    item = {"subject": "a", "tabular": torch.arange(3.0), "strata": {"sex": "F"}, "image": ["t1.nii", "t2.nii"]}
+    name = PatchHash(None, {"order": 1})(item)
+    # A constant: the same in every process, where pickles of tensors differ.
+    assert name == b"c39c845bd2306be8dfe56ef93833e8516f09cf2403d8ab54dffda6d0162cd3da"
+    same = {**dict(reversed(item.items())), "tabular": torch.arange(3.0)}
+    assert PatchHash(None, {"order": 1})(same) == name
+    others = [{"tabular": torch.arange(3)}, {"tabular": torch.ones(3)}, {"strata": {}}, {"image": ["t1.nii"]}]
+    names = [PatchHash(None, {"order": 1})({**item, **other}) for other in others]
+    assert len({name, PatchHash(None, {"order": 0})(item), *names}) == 6
+
+
+def test_a_cache_shared_by_training_and_evaluation_changes_no_prediction(
+    bundle_folder, phantom, trained, tmp_path, monkeypatch
+):
+    common = {**SMALL, "dataset_dir": str(phantom), "output_dir": str(tmp_path)}
+    run_config("training", ["train", "cache"], **common, log_model=False)
+    kept = sorted((tmp_path / "patches").iterdir())
+    assert len(kept) == 16, "a file a scan: one epoch, whose voxels are the checkpoint's"
+    plain = (trained / "eval" / "predictions.csv").read_text()
+    assert (tmp_path / "eval" / "predictions.csv").read_text() == plain
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("patches are read although they are kept")
+
+    monkeypatch.setattr(SamplePatchesd, "__call__", refuse)
+    keys = ("spatial_shape", "rank", "channels", "folds", "batch_size", "head", "tabular_columns")
+    again = {key: common[key] for key in (*keys, "dataset_dir", "output_dir")}
+    run_config("evaluating", ["evaluate", "cache"], **again, eval_dir=str(tmp_path / "again"))
+    assert (tmp_path / "again" / "predictions.csv").read_text() == plain
+    assert sorted((tmp_path / "patches").iterdir()) == kept
+
+
+def test_other_settings_are_other_patches(bundle_folder, phantom):
+    def name(**settings: Any) -> bytes:
+        config = merged(["train", "cache"], **{**SMALL, "dataset_dir": str(phantom), **settings})
+        return config.get_parsed_content("patch_hash")({"subject": "a"})
+
+    window = [{"_target_": "cpic_monai.transforms.HUWindow", "low": -900.0, "high": 400.0}]
+    assert name() == name(batch_size=3)
+    others = [name(order=0), name(padding_value=0.0), name(intensity=window), name(seed=1), name(antialias=True)]
+    assert len({name(), *others}) == 6
+
+
+def test_index_sets_of_each_scan_are_refused(bundle_folder, phantom):
+    config = merged(["train", "paper", "cache"], **{**SMALL, "dataset_dir": str(phantom), "index_sets": "scan"})
+    with pytest.raises(RuntimeError) as raised:
+        config.get_parsed_content("patch_hash")
+    assert "leave configs/cache.json out" in str(raised.value.__cause__)

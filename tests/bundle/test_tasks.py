@@ -47,6 +47,7 @@ def results(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     page = (folder / "report.html").read_text()
     assert "<table" in page
     assert "test" in page
+    assert "config_sha256" in page
     return json.loads((folder / "metrics.json").read_text()), pd.read_csv(folder / "predictions.csv")
 
 
@@ -57,7 +58,7 @@ def test_a_task_is_learned_and_evaluated_again(task: str, recipe: str, bundle_fo
         task
     ]
     common = {**MODEL, **SHORT, **outcome, "cohort_csv": str(table), "tabular_columns": ["age"]}
-    epochs = {"max_epochs": 3} if recipe == "paper" else {}
+    epochs = {"max_epochs": 3, "draws": 2} if recipe == "paper" else {}
     run_config("training", ["train", "table", task], output_dir=str(tmp_path), recipe=recipe, **common | epochs)
     metrics, predictions = results(tmp_path / "eval")
     assert sum(entry["n"] for entry in metrics.values()) == len(predictions) == 48

@@ -6,20 +6,26 @@ import pytest
 import torch
 from scans import SHAPE
 
-from cpic_monai.cross.interpolation import _cholesky, cholesky_without_waiting
+from cpic_monai.cross.bank import ScanIndexSets
+from cpic_monai.cross.interpolation import Ridge, _cholesky, cholesky_without_waiting
+from cpic_monai.cross.kinds import INDEX_SETS
+from cpic_monai.grid import IndexGrid
 from cpic_monai.networks import CPICNet
 from cpic_monai.networks.basis import mean_inner
 
 
+@pytest.mark.parametrize("index_sets", INDEX_SETS)
 @pytest.mark.parametrize("options", [{"algebra": "float32"}, {"amp": True}], ids=["float32", "amp"])
-def test_lower_precision_gives_nearly_the_same_gram_matrix_and_gradients(options: dict) -> None:
+def test_lower_precision_gives_nearly_the_same_gram_matrix_and_gradients(options: dict, index_sets: str) -> None:
     coarse = torch.rand(4, 1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     image = torch.nn.functional.interpolate(coarse, SHAPE, mode="trilinear")  # smooth: well-conditioned crosses
     grams, gradients = [], []
     for given in ({}, options):
         torch.manual_seed(0)
-        net = CPICNet(SHAPE, rank=4, channels=6, features=(5, 8, 8), **given)
+        net = CPICNet(SHAPE, rank=4, channels=6, features=(5, 8, 8), index_sets=index_sets, **given)
         trains = net.decompose(image)
+        wanted = torch.float32 if "algebra" in given else torch.float64
+        assert {core.dtype for train in trains for core in train.cores} == {wanted}
         gram = mean_inner(trains, trains)
         gram.diagonal().sum().backward()
         grams.append(gram.detach())
@@ -28,6 +34,26 @@ def test_lower_precision_gives_nearly_the_same_gram_matrix_and_gradients(options
     # bfloat16 keeps 8 bits; float32 algebra loses what its wider ridge takes.
     assert torch.allclose(grams[0], grams[1], rtol=0.05, atol=0.05 * float(grams[0].abs().max()))
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("settings", [{}, {"oversampling": 1.5}, {"alternations": 1}], ids=str)
+def test_sets_of_each_scan_are_chosen_and_interpolated_in_the_precision_asked_for(settings: dict) -> None:
+    grid, generator = IndexGrid(SHAPE), torch.Generator().manual_seed(0)
+    coarse = torch.rand(2, 6, 2, 2, 2, generator=generator)
+    dense = torch.nn.functional.interpolate(coarse, SHAPE, mode="trilinear")  # far from any tie between pivots
+
+    def evaluate(codes: torch.Tensor) -> torch.Tensor:
+        i, j, k = grid.decode(codes.expand(2, -1)).clamp(max=torch.tensor(SHAPE) - 1).unbind(-1)
+        return dense.movedim(1, -1)[torch.arange(2)[:, None], i, j, k]
+
+    ridge = Ridge(relative=1e-5, floor=1e-7)
+    seeds = torch.randint(SHAPE[0] * SHAPE[1] * SHAPE[2], (2, 3), generator=generator)
+    sets = ScanIndexSets(grid, 3, 6, ridge, **settings)
+    (fine,), _ = sets.sweep(evaluate, seeds)
+    (train,), _ = sets.sweep(evaluate, seeds, dtype=torch.float32)
+    assert {core.dtype for core in fine.cores} == {torch.float64}
+    assert {core.dtype for core in train.cores} == {torch.float32}
+    torch.testing.assert_close(train.full().double(), fine.full(), rtol=0, atol=1e-3 * float(fine.full().abs().max()))
 
 
 def test_an_unknown_precision_is_refused() -> None:

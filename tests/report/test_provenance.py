@@ -6,9 +6,11 @@ import json
 import platform
 from pathlib import Path
 
+import numpy as np
 import pytest
+from monai.bundle import ConfigParser
 
-from cpic_monai.report import collect_provenance, config_digest, data_checksum, data_record
+from cpic_monai.report import collect_provenance, config_digest, data_checksum, data_record, run_settings
 from cpic_monai.report.provenance import without_paths
 
 
@@ -81,6 +83,30 @@ def test_provenance_holds_what_is_needed_and_nobodys_name(tmp_path: Path) -> Non
     assert f"/{getpass.getuser()}" not in text
 
 
+def test_settings_are_the_plain_values_that_a_run_has_used() -> None:
+    config = {
+        "imports": ["$import collections", "$import cpic_monai.report as report"],
+        "rank": 4, "twice": "$2 * @rank", "shape": [1, "@rank"], "head": {"steps": 30, "jitter": None}, "late": "x",
+        "patience": None, "unused": 7, "output_dir": "/home/anna/out", "initialize": [True],
+        "part": {"_target_": "torch.nn.Identity"}, "parts": ["@part"], "off": {"_target_": "dict", "_disabled_": True},
+        "returned": "$collections.namedtuple('Keys', 'missing')([])",
+        "settings": "$lambda: report.run_settings(__local_refs)",
+        "run": [
+            "$(@settings, @twice, @shape, @head, @patience, @output_dir, @initialize, @parts, @off, @returned)",
+            "$(@late, @settings())",
+        ],
+    }  # fmt: skip
+    settings = ConfigParser(config).get_parsed_content("run")[1][1]
+    assert settings == {"head": {"steps": 30, "jitter": None}, "late": "x", "rank": 4, "shape": [1, 4], "twice": 8}
+    assert list(settings) == sorted(settings), "in one order, whichever was resolved first"
+
+
+def test_settings_of_a_nested_id_or_an_array_are_none() -> None:
+    assert run_settings({"head::steps": 3, "weights": np.zeros(2), "names": {"a": object()}, "scale": (1, 2.5)}) == {
+        "scale": (1, 2.5)
+    }
+
+
 def test_record_reads_tables_and_lists_scans(tmp_path: Path) -> None:
     (tmp_path / "train" / "ID1").mkdir(parents=True)
     (tmp_path / "train" / "ID1" / "1.dcm").write_bytes(b"abc")
@@ -98,6 +124,10 @@ def test_record_reads_tables_and_lists_scans(tmp_path: Path) -> None:
     assert data_record(scans, tmp_path)["data_sha256"] != record["data_sha256"]
     assert data_record(scans, tmp_path)["data"]["scans_sha256"] == record["data"]["scans_sha256"]
     assert data_record(scans, tmp_path, tables=[])["data"]["tables"] == {}
+    (tmp_path / "study.tsv").write_bytes(b"image\ty\n")
+    tables = data_record(scans, tmp_path)["data"]["tables"]
+    assert tables["study.tsv"] == hashlib.sha256(b"image\ty\n").hexdigest()
+    assert set(tables) == {"train.csv", "study.tsv"}
     assert collect_provenance(paths=scans, root=tmp_path)["data"] == data_record(scans, tmp_path)["data"]
 
 

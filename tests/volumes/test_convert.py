@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import os
-from pathlib import Path
 
 import itk
-import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 import tensorstore
+from conversions import save, script, whole
 from stores import AFFINE, values
 
 from cpic_monai.volumes import ArrayVolume, ChunkedVolume, DicomVolume, VolumeError, open_volume, verify_store
@@ -22,30 +20,6 @@ from cpic_monai.volumes.nifti import GzipNiftiStream
 
 SHAPE = (20, 24, 40)
 SMALL = Settings(patch_size=3)  # chunks of 16
-
-
-def save(path: Path, array: np.ndarray, slope: tuple[float, float] | None = None) -> Path:
-    """Write a NIfTI file, its stored values scaled by ``slope`` (and intercept)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nibabel.Nifti1Image(array, AFFINE)
-    if slope:
-        image.header.set_slope_inter(*slope)
-    nibabel.save(image, path)
-    return path
-
-
-def whole(place: str | Path) -> np.ndarray:
-    """All voxels of a scan."""
-    volume = open_volume(place)
-    return volume.read((0, 0, 0), volume.shape)
-
-
-def script():
-    """scripts/convert.py as a module."""
-    spec = importlib.util.spec_from_file_location("convert", Path(__file__).parents[2] / "scripts" / "convert.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -243,3 +217,11 @@ def test_the_script_converts_folders_and_tables(tmp_path, capsys):
 )
 def test_names_of_stores(path, name):
     assert store_name(path) == f"{name}.ome.zarr"
+
+
+def test_the_bar_moves_within_a_scan(tmp_path, capsys):
+    pairs = {str(tmp_path / "a.zarr"): str(save(tmp_path / "a.nii", values((9, 8, 7), "int16")))}
+    convert_scans(pairs, SMALL)
+    said = capsys.readouterr().err
+    assert "convert: 100%" in said
+    assert "write: " in said
