@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from cpic_monai.batches import PrepareVisits
-from cpic_monai.cross.random_voxels import PickedValues, RandomVoxels
+from cpic_monai.cross.kinds import is_values_only
 from cpic_monai.inferers import JointInferer, LeaveOneOutInferer, LowRankTerm
 from cpic_monai.networks import CPICNet, LeaveOneOutRidge
 
@@ -67,7 +67,7 @@ class Recipe:
         self.name, self.network = name, network
         self.ridge = LeaveOneOutRidge(**(ridge or {}))
         closed = name == "closed_form"
-        if not closed and isinstance(network.indices, PickedValues | RandomVoxels):
+        if not closed and is_values_only(network.indices):
             raise ValueError(
                 "recipe 'paper' keeps scans of earlier steps in its basis, which cannot be compared once voxels are "
                 "chosen anew, unless scans are tensor trains: set `index_sets` to scan or cohort, or `recipe` to "

@@ -12,6 +12,11 @@ IndexSets = CohortIndexSets | ScanIndexSets | EveryVoxel | RandomVoxels
 INDEX_SETS = ("cohort", "tangent", "scan", "every_voxel", "picked_values", "random_voxels")
 
 
+def is_values_only(sets: IndexSets) -> bool:
+    """Whether a scan is its values at the voxels of one selection, and no tensor train of the grid's modes."""
+    return isinstance(sets, PickedValues | RandomVoxels)
+
+
 def make_index_sets(
     kind: str,
     grid: IndexGrid,

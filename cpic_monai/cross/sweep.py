@@ -175,7 +175,7 @@ def _choose_right(
         values = evaluate((suffixes[:, :, None] + prefixes[:, None, :]).flatten(1)).to(dtype)
         matrix = values.reshape(values.shape[0], suffixes.shape[1], -1)
         rows, _ = choose(matrix, sizes[k - 1], tol)
-        suffix = suffixes.gather(1, rows)
+        suffix = suffixes.gather(1, rows.to(suffixes.device))
         out.append(suffix)
     return tuple(reversed(out))
 

@@ -15,13 +15,12 @@ from monai.bundle import ConfigParser
 
 from cpic_monai.report.atomic import write_text_atomically
 from cpic_monai.report.comparison import settings_that_differ
+from cpic_monai.report.provenance import OUTPUTS
 
 __all__ = ["FoldRun", "SettingsChangedError"]
 
 #: Keys that say where a fold is written and how fast it is computed, not what comes out.
-FREE = (
-    "_about_", "output_dir", "phantom_dir", "tracking_uri", "experiment_name", "run_name", "num_workers", "cache_bytes",
-)  # fmt: skip
+FREE = ("_about_", *OUTPUTS, "num_workers", "cache_bytes")
 TAIL = 3000
 
 

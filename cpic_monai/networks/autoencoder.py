@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpic_monai.cross.random_voxels import PickedValues, RandomVoxels
+from cpic_monai.cross.kinds import is_values_only
 from cpic_monai.networks.cpic import CPICNet
 from cpic_monai.networks.decoder import PatchDecoder
 from cpic_monai.networks.patch_source import LazyScan
@@ -63,7 +63,7 @@ class TensorTrainAutoencoder(CPICNet):
         **settings: Any,
     ) -> None:
         super().__init__(spatial_shape, **settings)
-        if isinstance(self.indices, PickedValues | RandomVoxels):
+        if is_values_only(self.indices):
             raise ValueError("an autoencoder decodes a tensor train: index_sets is one of cohort, scan, every_voxel")
         if self.grid.step != 1:
             raise ValueError(f"`grid_step` is {self.grid.step}; an autoencoder decodes every voxel, so it must be 1")

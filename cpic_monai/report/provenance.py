@@ -33,10 +33,10 @@ PACKAGES = (
     "pytorch-ignite",
     "mlflow",
 )
-#: Keys that say where a run is and what it is called: no two runs would have one digest, and `command` has them.
-PLACES = (
-    "bundle_root", "output_dir", "models_dir", "eval_dir", "phantom_dir", "tracking_uri", "experiment_name", "run_name",
-)  # fmt: skip
+#: Keys that say where a run writes and what it is called.
+OUTPUTS = ("output_dir", "phantom_dir", "tracking_uri", "experiment_name", "run_name")
+#: With them no two runs would have one digest, and `command` has them.
+PLACES = (*OUTPUTS, "bundle_root", "models_dir", "eval_dir")
 #: What MONAI runs, as it is among the resolved values once it has been run.
 WORKFLOWS = ("initialize", "run", "finalize")
 
