@@ -27,7 +27,7 @@ class Part:
     name
         A layer (``encoder.layers.0``) or ``index sets``, ``basis``, ``head``.
     action
-        ``taken``, ``re-initialised``, ``re-selected`` or ``re-fitted``.
+        ``taken``, ``re-initialised``, ``re-selected``, ``re-fitted`` or ``set anew``.
     why
         For all but ``taken``: what differs, in the config's words.
     """
@@ -69,13 +69,15 @@ def take_encoder(network: CPICNet, state: Mapping[str, Tensor], source: str = "c
         found = "; ".join(f"{part.name}: {part.why}" for part in parts) or "this network has none (`encoder: false`)"
         raise MismatchError(f"{source}: nothing of its encoder fits ({found}); train from scratch instead")
     copy_model_state(network, {key: state[key] for key in own if key.rpartition(".")[0] in taken})
+    for name, (there, here) in network.encoder_record.differences(state.get("encoder_record.facts")).items():
+        parts.append(Part(name, "set anew", f"checkpoint {there}, network {here} (`{name}`)"))
     return parts
 
 
 def take_voxels_and_basis(network: CPICNet, state: Mapping[str, Any], source: str = "checkpoint") -> list[Part]:
     """Copy index sets and basis, for a new head on the features of the checkpoint.
 
-    Checkpoints of before :class:`cpic_monai.networks.grid_record.GridRecord` know only the number of bonds and the
+    Checkpoints of before :class:`cpic_monai.networks.settings_record.GridRecord` know only the number of bonds and the
     sizes of the modes; grids that agree in them (60 x 64 x 64 and 64 x 64 x 64, interleaved) cannot be told apart.
 
     Raises
@@ -85,7 +87,10 @@ def take_voxels_and_basis(network: CPICNet, state: Mapping[str, Any], source: st
     """
     kept = {key: value for key, value in state.items() if key.startswith(("indices.", "basis."))}
     own = network.state_dict()
-    wrong = {**differences(network, state), **network.grid_record.differences(state.get("grid_record.facts"))}
+    records = {"grid_record.facts": network.grid_record, "encoder_record.facts": network.encoder_record}
+    wrong = differences(network, state)
+    for key, record in records.items():
+        wrong |= record.differences(state.get(key))
     unlike = {key for key in kept if key.startswith("indices.") and "_extra_state" not in key} - own.keys()
     if unlike:
         kind = type(network.indices).__name__

@@ -15,10 +15,10 @@ from cpic_monai.cross.kinds import IndexSets, make_index_sets
 from cpic_monai.grid import IndexGrid
 from cpic_monai.networks.basis import CanonicalBasis
 from cpic_monai.networks.encoder import PatchEncoder, VoxelValues
-from cpic_monai.networks.grid_record import GridRecord
 from cpic_monai.networks.heads import QuantileHead
 from cpic_monai.networks.patch_source import DenseSource, LazyScan, LazySource, PatchSource
 from cpic_monai.networks.scan_network import ScanNetwork
+from cpic_monai.networks.settings_record import EncoderRecord, GridRecord
 from cpic_monai.networks.tensor_train_regression import TensorTrainRegression
 from cpic_monai.tensor_train import TensorTrain
 
@@ -36,8 +36,8 @@ class CPICNet(ScanNetwork):
         Voxels of every scan after the (lazy) preprocessing.
     in_channels
         Image channels, e.g. four MR sequences, times the number of ``scales``.
-    channels, features
-        Channels of the encoding and widths of the encoder's hidden layers.
+    channels, features, pooling
+        Of the encoder, see :class:`cpic_monai.networks.PatchEncoder`.
     rank
         TT rank, and number of features a scan.
     unfolding
@@ -112,11 +112,14 @@ class CPICNet(ScanNetwork):
         algebra: str = "float64",
         amp: bool = False,
         grid_step: int = 1,
+        pooling: int = 1,
     ) -> None:
         super().__init__()
         self.grid = IndexGrid(tuple(spatial_shape), unfolding, grid_step)
-        self.grid_record = GridRecord(self.grid)
-        self.encoder = PatchEncoder(in_channels, channels, features) if encoder else VoxelValues(in_channels)
+        self.encoder = (
+            PatchEncoder(in_channels, channels, features, pooling=pooling) if encoder else VoxelValues(in_channels)
+        )
+        self.grid_record, self.encoder_record = GridRecord(self.grid), EncoderRecord(self.encoder.pooling)
         self.rank, self.seed, self.scales, self.moving_basis = rank, seed, tuple(scales), moving_basis
         self.index_batch_bytes, self.foreground = index_batch_bytes, foreground
         if algebra not in ALGEBRA:

@@ -22,20 +22,35 @@ class PatchEncoder(nn.Module):
         Widths of the hidden layers; ReLU between, sigmoid last.
     kernel_size
         Of every layer; the receptive field is ``1 + layers * (kernel_size - 1)``, 9 at the paper's settings.
+    pooling
+        Positions along each axis whose encodings are averaged into the voxel's: the encoding of neighbouring voxels
+        is then much the same, so it is smooth and of low rank. The patch grows by ``pooling - 1`` voxels.
+
+    Raises
+    ------
+    ValueError
+        If ``pooling`` is even or below 1: a patch is centred on a voxel.
     """
 
     def __init__(
-        self, in_channels: int = 1, channels: int = 16, features: Sequence[int] = (5, 15, 25), kernel_size: int = 3
+        self,
+        in_channels: int = 1,
+        channels: int = 16,
+        features: Sequence[int] = (5, 15, 25),
+        kernel_size: int = 3,
+        pooling: int = 1,
     ) -> None:
         super().__init__()
+        if pooling < 1 or pooling % 2 == 0:
+            raise ValueError(f"`pooling` must be 1, 3, 5, ...: a patch is centred on a voxel; found {pooling}")
         widths = (in_channels, *features, channels)
         layers: list[nn.Module] = []
         for a, b in pairwise(widths):
             layers += [nn.Conv3d(a, b, kernel_size), nn.ReLU()]
         layers[-1] = nn.Sigmoid()
         self.layers = nn.Sequential(*layers)
-        self.in_channels, self.channels = in_channels, channels
-        self.patch_size = 1 + (len(widths) - 1) * (kernel_size - 1)
+        self.in_channels, self.channels, self.pooling = in_channels, channels, pooling
+        self.patch_size = 1 + (len(widths) - 1) * (kernel_size - 1) + pooling - 1
 
     def forward(self, patches: Tensor) -> Tensor:
         """``(M, in_channels, p, p, p)`` to ``(M, channels)``."""
@@ -46,13 +61,13 @@ class PatchEncoder(nn.Module):
         last = len(self.layers) - 1
         for n, layer in enumerate(self.layers):
             hidden = layer(hidden.float() if n == last else hidden)
-        return hidden.flatten(1)
+        return hidden.flatten(2).mean(2)
 
 
 class VoxelValues(nn.Module):
     """No encoder: the voxel's own intensities are its encoding (the paper's "TT + MLP" baseline)."""
 
-    patch_size = 1
+    patch_size = pooling = 1
 
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__()

@@ -56,7 +56,7 @@ def test_reconstructs_held_out_images_better_than_their_mean(bundle_folder, tabl
     picture = pictures.imread(tmp_path / "eval" / "reconstruction.png")
     assert picture.std() > 0.1
     state = torch.load(tmp_path / "models" / "model.pt", weights_only=True)["model"]
-    assert {name.split(".")[0] for name in state} == {"encoder", "indices", "decoder", "grid_record"}
+    assert {name.split(".")[0] for name in state} == {"encoder", "indices", "decoder", "grid_record", "encoder_record"}
     assert (tmp_path / "models" / "last.pt").is_file()
     runs = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns.db")
     run = runs.search_runs([e.experiment_id for e in runs.search_experiments()])[0]

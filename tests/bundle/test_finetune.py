@@ -218,6 +218,19 @@ def test_layers_that_do_not_fit_are_left_as_they_are():
             assert torch.equal(value, wanted), f"{key}: weight and bias of a layer go together"
 
 
+def test_an_encoder_taken_into_other_pooling_says_so():
+    donor = CPICNet((16, 16, 16), rank=2, features=(4,), pooling=3)
+    donor.basis.fit(donor.decompose(torch.rand(3, 1, 16, 16, 16)))
+    network = CPICNet((16, 16, 16), rank=2, features=(4,))
+    assert [str(part) for part in take_encoder(network, donor.state_dict())] == [
+        "encoder.layers.0: taken",
+        "encoder.layers.2: taken",
+        "pooling: checkpoint 3, network 1 (`pooling`): set anew",
+    ]
+    with pytest.raises(MismatchError, match=r"pooling: donor\.pt 3, network 1"):
+        take_voxels_and_basis(network, donor.state_dict(), "donor.pt")
+
+
 def test_an_encoder_of_other_widths_is_refused():
     donor = CPICNet((8, 8, 8), features=(4, 7, 9), channels=5, rank=2)
     with pytest.raises(MismatchError, match=r"donor.pt: nothing of its encoder fits \(encoder.layers.0: checkpoint"):

@@ -22,6 +22,23 @@ def test_patches_give_what_a_dense_convolution_gives() -> None:
     assert 0 < values.min().item() < values.max().item() < 1
 
 
+def test_pooling_averages_the_encodings_around_a_voxel() -> None:
+    encoder = PatchEncoder(1, channels=3, features=(4,), pooling=3)
+    assert encoder.patch_size == 7
+    image = torch.randn(1, 1, 9, 9, 9)
+    dense = encoder.layers(image)  # (1, 3, 5, 5, 5), around the voxels 2 to 6 along each axis
+    wanted = torch.nn.functional.avg_pool3d(dense, 3, stride=1)  # around the voxels 3 to 5
+    voxels = torch.cartesian_prod(*[torch.arange(3, 6)] * 3)
+    values = encoder(DenseSource(image, 7).patches(voxels)[0])
+    torch.testing.assert_close(values.T.reshape(1, 3, 3, 3, 3), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", [0, 2])
+def test_pooling_that_has_no_middle_is_refused(pooling: int) -> None:
+    with pytest.raises(ValueError, match=f"`pooling` must be 1, 3, 5, .*found {pooling}"):
+        PatchEncoder(pooling=pooling)
+
+
 def test_dense_source_reads_shared_and_own_voxels_alike() -> None:
     image = torch.arange(2 * 27.0).reshape(2, 1, 3, 3, 3)
     source = DenseSource(image, 3)

@@ -1,4 +1,4 @@
-"""A checkpoint knows the grid that its voxels are counted on."""
+"""A checkpoint knows the grid that its voxels are counted on, and how its encoder pools."""
 
 from __future__ import annotations
 
@@ -31,9 +31,16 @@ def test_another_grid_of_equal_sizes_is_refused_by_name(index_sets: str, other: 
         network(**{"grid_step": 2, "index_sets": index_sets, **other}).load_state_dict(saved)
 
 
+def test_an_encoder_that_pools_otherwise_is_refused_by_name() -> None:
+    saved = network(pooling=3).state_dict()
+    network(pooling=3).load_state_dict(saved)
+    with pytest.raises(RuntimeError, match="`pooling` is 1, the checkpoint's was 3"):
+        network().load_state_dict(saved)
+
+
 def test_a_checkpoint_without_a_record_loads() -> None:
     saved = small_network().state_dict()
-    del saved["grid_record.facts"]
+    del saved["grid_record.facts"], saved["encoder_record.facts"]
     fresh = small_network()
     fresh.load_state_dict(saved)
     assert fresh.grid_record.facts.tolist() == [*fresh.grid.shape, 1, 2]
