@@ -42,7 +42,7 @@ class Experiment:
         Training configuration and overlays, of all methods.
     methods : mapping
         Name to ``config_files`` (further overlays) and ``overrides``, both optional; the others are compared with the
-        first.
+        first. ``like`` names the method before whose files and overrides these are added to.
     overrides : mapping
         Of all methods. Text that begins with ``$NAME/`` begins with that environment variable's value.
     phantom : mapping
@@ -79,7 +79,8 @@ class Experiment:
         Raises
         ------
         ValueError
-            If a key is missing or unknown; file and keys are named.
+            If a key is missing or unknown, or a method is like one that does not stand before it; file and keys are
+            named.
         """
         path = Path(path)
         given = json.loads(path.read_text(encoding="utf-8"))
@@ -93,6 +94,7 @@ class Experiment:
             raise ValueError(f"{path}: phantom has {odd}; it may have {sorted(PHANTOM)}")
         if given["data"] != "phantom" and given.get("phantom"):
             raise ValueError(f"{path}: phantom is given, but data is {given['data']!r}")
+        given["methods"] = _written_out(given["methods"], path)
         return cls(name=path.stem, **given)
 
     def cross_validation(
@@ -151,6 +153,20 @@ class Experiment:
         folder = write_phantom_cohort(output_dir / "data" / name, **parameters)
         # Below the checkout by its relative path: a copy of both goes on where this one stopped.
         return {"dataset_dir": str(folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder)}
+
+
+def _written_out(methods: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, dict[str, Any]]:
+    """Methods without ``like``: with what the method named there has, too."""
+    full: dict[str, dict[str, Any]] = {}
+    for name, given in methods.items():
+        own = dict(given)
+        model = own.pop("like", None)
+        if model is not None and model not in full:
+            raise ValueError(f"{path}: method {name!r} is like {model!r}, which is none of {list(full)} before it")
+        files = [*full.get(model, {}).get("config_files", []), *own.get("config_files", [])]
+        overrides = {**full.get(model, {}).get("overrides", {}), **own.get("overrides", {})}
+        full[name] = own | ({"config_files": files} if files else {}) | ({"overrides": overrides} if overrides else {})
+    return full
 
 
 def expanded(value: Any, name: str) -> Any:

@@ -115,6 +115,22 @@ def test_an_experiment_that_is_not_as_it_should_be_is_named(tmp_path):
         Experiment.read(path)
 
 
+def test_a_method_like_another_has_its_files_and_overrides(tmp_path):
+    place = tmp_path / "x.json"
+    first = {"config_files": ["a.json"], "overrides": {"rank": 5, "draws": 2}}
+    second = {"like": "first", "config_files": ["b.json"], "overrides": {"rank": 7}}
+    keys = {"title": "X", "question": "?", "data": "phantom", "config_files": ["configs/train.json"]}
+    place.write_text(json.dumps(keys | {"methods": {"first": first, "second": second, "plain": {}}}))
+    assert Experiment.read(place).methods == {
+        "first": first,
+        "second": {"config_files": ["a.json", "b.json"], "overrides": {"rank": 7, "draws": 2}},
+        "plain": {},
+    }
+    place.write_text(json.dumps(keys | {"methods": {"second": second, "first": first}}))
+    with pytest.raises(ValueError, match=r"x\.json: method 'second' is like 'first', which is none of \[\] before it"):
+        Experiment.read(place)
+
+
 def test_variables_are_expanded_and_missing_ones_named(monkeypatch):
     monkeypatch.setenv("CPIC_DATA", "/data")
     given = {"a": ["$CPIC_DATA/x.csv"], "b": "$@rank + 1", "c": "costs $CPIC_DATA"}

@@ -13,21 +13,21 @@ the form of a tensor train whose core ``k`` is the scan's own (mixed canonical f
 product of two scans is the mean over all centres. That is what a scan changes to first order in one core at a time, the
 tangent space of the cohort's train; every picked voxel counts, where a single centre looks at those of one mode only.
 
-So the inner product is ``e_i^T W e_j`` of the values at the picked voxels, with a matrix ``W`` that weighs each by what
-it stands for. ``W`` is made of the small Gram matrices of ``L_k`` and ``R_k``, which are constant in the backward pass
-and saved with the index sets.
+A scan is then the vector of its values, mode by mode, times the roots of the small Gram matrices of ``L_k`` and
+``R_k``, which are constant in the backward pass and saved with the index sets.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cpic_monai.cross.index_sets import CrossPlan
+from cpic_monai.cross.index_sets import CrossPlan, make_plan
 from cpic_monai.cross.random_voxels import PickedValues, as_train
 from cpic_monai.cross.sweep import Evaluate
 from cpic_monai.tensor_train import TensorTrain
@@ -79,48 +79,53 @@ def shared_interpolation(values: Tensor, plan: CrossPlan, lift: float = LIFT) ->
     return SharedInterpolation(tuple(left), tuple(reversed(right)))
 
 
-def voxel_weights(plan: CrossPlan, shared: SharedInterpolation) -> Tensor:
-    """The matrix ``W`` of the inner product, float64 ``(N, N)``, positive semidefinite.
+def weighted_values(values: Tensor, plan: CrossPlan, shared: SharedInterpolation) -> Tensor:
+    """Values ``(B, N, C)`` at the plan's codes as vectors ``(B, M, C)`` whose inner product is the mean over centres.
+
+    ``M`` is the number of entries of all modes; a voxel that two modes look at counts in both.
 
     Parameters
     ----------
-    plan, shared
-        See :func:`shared_interpolation`.
+    values, plan, shared
+        See :func:`shared_interpolation`; values may be of another precision and on another device.
     """
-    voxels = plan.codes.shape[1]
-    weights = torch.zeros((voxels, voxels), dtype=torch.float64)
+    parts = []
     for table, left, right in zip(plan.gather, shared.left, shared.right, strict=True):
-        places = table[0].flatten()
-        # A digit of the mode meets itself only.
-        block = torch.kron(torch.kron(left, torch.eye(table.shape[2], dtype=left.dtype)), right)
-        weights.index_put_((places[:, None], places[None, :]), block / len(plan.gather), accumulate=True)
-    return weights
+        part = _taken(values, table[0].to(values.device))
+        roots = (_root(left).to(values), _root(right).to(values))
+        parts.append(torch.einsum("brnsc,rx,sy->bxnyc", part, *roots).flatten(1, 3))
+    return torch.cat(parts, dim=1) / math.sqrt(len(parts))
 
 
 class TangentIndexSets(PickedValues):
     """Index sets shared by all scans, and the interpolation, too; see the module.
 
-    Parameters are those of :class:`cpic_monai.cross.bank.CohortIndexSets`. A scan is a train of one mode, its values at
-    the picked voxels times the square root of ``W``. There are no small systems to solve.
+    Parameters are those of :class:`cpic_monai.cross.bank.CohortIndexSets`. A scan is a train of one mode,
+    :func:`weighted_values`. There are no small systems to solve.
     """
 
     left_gram: Tensor
     right_gram: Tensor
 
+    @property
+    def mode_sizes(self) -> tuple[int, ...]:
+        """Modes of the trains: the entries of all modes of one draw."""
+        return (sum(table[0].numel() for table in self.plans[0].gather),)
+
     def decompose(self, values: Tensor) -> list[TensorTrain]:
         """Values ``(B, N, C)`` at :meth:`codes` to one train a draw."""
-        return [as_train(self.root(draw).to(part) @ part) for draw, part in enumerate(self.split(values))]
+        return [
+            as_train(weighted_values(part, self.plans[draw], self.shared(draw)))
+            for draw, part in enumerate(self.split(values))
+        ]
 
     def unweighted(self, draw: int, weighted: Tensor) -> Tensor:
-        """Values ``(N, C)`` at a draw's voxels of which :meth:`decompose` made these; zero where they do not count."""
-        return torch.linalg.pinv(self.root(draw), rtol=1e-6, hermitian=True).to(weighted) @ weighted
-
-    def root(self, draw: int) -> Tensor:
-        """Symmetric square root of ``W``, float64 ``(N, N)``; made once, on the CPU."""
-        if draw not in self._roots:
-            values, vectors = torch.linalg.eigh(voxel_weights(self.plans[draw], self.shared(draw)))
-            self._roots[draw] = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-        return self._roots[draw]
+        """Values ``(N, C)`` of which :func:`weighted_values` makes these ``(M, C)``; zero where they do not count."""
+        plan = self.plans[draw]
+        one = torch.eye(plan.codes.shape[1], dtype=torch.float64)
+        matrix = weighted_values(one[None], plan, self.shared(draw))[0]  # (M, N)
+        inverse = torch.linalg.pinv(matrix.T @ matrix, rtol=1e-10, hermitian=True)
+        return (inverse @ matrix.T).to(weighted) @ weighted
 
     def shared(self, draw: int) -> SharedInterpolation:
         """The interpolation of one draw, without padding."""
@@ -136,16 +141,11 @@ class TangentIndexSets(PickedValues):
     ) -> None:
         """Choose index sets as :class:`CohortIndexSets` does, then fit the interpolation to the same scans."""
         super().select(evaluate, seeds, generator, tol)
-        fitted = [shared_interpolation(evaluate(plan.codes).cpu(), plan) for plan in self.plans]
+        # Not those of `self.plans`, which are kept: another process's choice may yet be copied over the index sets.
+        plans = [make_plan(self.grid, self.indices(draw)) for draw in range(self.draws)]
+        fitted = [shared_interpolation(evaluate(plan.codes).cpu(), plan) for plan in plans]
         self.register_buffer("left_gram", torch.stack([_stacked(f.left, self.rows) for f in fitted]))
         self.register_buffer("right_gram", torch.stack([_stacked(f.right, self.columns) for f in fitted]))
-        self._roots: dict[int, Tensor] = {}
-        # Other processes' choice may be copied over these buffers: nothing made of them is kept.
-        self._plans, self._stacked = None, {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the roots, which are large and soon made again."""
-        return {**super().__getstate__(), "_roots": {}}
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Take whatever number of draws the checkpoint holds."""
@@ -154,11 +154,16 @@ class TangentIndexSets(PickedValues):
             if value is not None and value.shape[1:] == getattr(self, name).shape[1:]:
                 setattr(self, name, torch.zeros_like(value, device="cpu"))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._roots = {}
 
 
 def _taken(values: Tensor, table: Tensor) -> Tensor:
     return values.index_select(1, table.flatten()).reshape(values.shape[0], *table.shape, values.shape[2])
+
+
+def _root(gram: Tensor) -> Tensor:
+    """Symmetric square root of a positive semidefinite matrix."""
+    values, vectors = torch.linalg.eigh(gram)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
 def _expressed(rows: Tensor, pivots: Tensor, lift: float) -> Tensor:

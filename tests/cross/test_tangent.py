@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from cpic_monai.cross.kinds import make_index_sets
-from cpic_monai.cross.tangent import TangentIndexSets, shared_interpolation, voxel_weights
+from cpic_monai.cross.tangent import TangentIndexSets, shared_interpolation, weighted_values
 from cpic_monai.grid import IndexGrid
 from cpic_monai.tensor_train import inner
 
@@ -44,6 +44,18 @@ def gram(sets: TangentIndexSets, values: Tensor) -> Tensor:
     return torch.stack([inner(t, t) for t in trains]).mean(0)
 
 
+def voxel_weights(sets: TangentIndexSets, draw: int) -> Tensor:
+    """The matrix ``W`` of the inner product ``e_i^T W e_j``, ``(N, N)``, by the formula: the mean over all centres."""
+    plan, shared = sets.plans[draw], sets.shared(draw)
+    weights = torch.zeros((plan.codes.shape[1],) * 2, dtype=torch.float64)
+    for table, left, right in zip(plan.gather, shared.left, shared.right, strict=True):
+        places = table[0].flatten()
+        # A digit of the mode meets itself only.
+        block = torch.kron(torch.kron(left, torch.eye(table.shape[2], dtype=left.dtype)), right)
+        weights.index_put_((places[:, None], places[None, :]), block / len(plan.gather), accumulate=True)
+    return weights
+
+
 @pytest.mark.parametrize("unfolding", ["interleaved", "tt", "fused"])
 def test_inner_products_are_those_of_whole_encodings_in_a_common_low_rank_space(unfolding: str) -> None:
     values = encodings(terms=3)
@@ -70,10 +82,24 @@ def test_features_are_linear_in_the_encoding() -> None:
     a, b, mixed = (sets.decompose(v)[0].full() for v in (picked[:1], picked[1:2], 2 * picked[:1] - 3 * picked[1:2]))
     torch.testing.assert_close(mixed, 2 * a - 3 * b)
     assert mixed.shape == (1, sets.mode_sizes[0], CHANNELS)
-    weights = voxel_weights(sets.plans[0], sets.shared(0))
+    weights = voxel_weights(sets, 0)
     torch.testing.assert_close(
         inner(*sets.decompose(picked) * 2), torch.einsum("anc,nm,bmc->ab", picked, weights, picked)
     )
+
+
+def test_values_come_back_from_weighted_ones() -> None:
+    values = encodings(terms=8, noise=0.1)
+    sets = chosen(values)
+    for draw, (part, train) in enumerate(
+        zip(sets.split(at(values, sets, sets.codes())), sets.decompose(at(values, sets, sets.codes())), strict=True)
+    ):
+        weighted = train.full()[0]
+        found = sets.unweighted(draw, weighted)
+        # Where the weights have a null space only what counts can come back.
+        again = weighted_values(found[None], sets.plans[draw], sets.shared(draw))[0]
+        torch.testing.assert_close(again, weighted, rtol=1e-5, atol=1e-5)
+        assert float((found - part[0]).norm() / part[0].norm()) < 1
 
 
 def test_scans_of_air_give_zeros_and_finite_gradients() -> None:
