@@ -57,6 +57,24 @@ def test_overlays_make_networks_for_the_preprocessed_scan(bundle_folder, phantom
         )
 
 
+def test_small_cohort_trains_and_is_evaluated_again(bundle_folder, phantom, tmp_path):
+    """The overlay serves evaluation as it does training; without it the checkpoint is refused by the key's name."""
+    over = ("rank", "passes", "max_epochs")  # the overlay's own, but for what makes the run short
+    small = {**{key: value for key, value in SMALL.items() if key not in over}, "dataset_dir": str(phantom)}
+    small["output_dir"] = str(tmp_path)
+    run_config("training", ["train", "small_cohort"], passes=1, max_epochs=1, **small)
+    first = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert torch.load(tmp_path / "models" / "model.pt")["model"]["encoder_record.facts"].tolist() == [5]
+    again = small | {"eval_dir": str(tmp_path / "again")}
+    run_config("evaluating", ["evaluate", "small_cohort"], **again)
+    second = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    for split, entry in first.items():
+        assert second[split]["mlll"] == pytest.approx(entry["mlll"], rel=1e-6)
+    with pytest.raises(RuntimeError) as refused:
+        run_config("evaluating", ["evaluate", "small_cohort"], **again, pooling=1)
+    assert "config key `pooling` is 1, the checkpoint's was 5" in str(refused.value.__cause__)
+
+
 @pytest.mark.slow
 def test_resnet_trains_and_is_evaluated_again(bundle_folder, phantom, tmp_path):
     """Selection and basis handlers leave it alone; the checkpoint gives training's numbers again."""
