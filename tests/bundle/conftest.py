@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
+import pandas as pd
 import pytest
 from monai.bundle import run
 
@@ -29,6 +32,28 @@ SMALL: dict[str, Any] = {
 def phantom(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cohort") / "phantom"
     return write_phantom_cohort(folder, subjects=16, shape=(16, 48, 48), seed=3, workers=1, progress=False)
+
+
+@pytest.fixture(scope="session")
+def brats(tmp_path_factory) -> Path:
+    """Twelve scans of four sequences in BraTS's layout; the last patient is alive. `table.csv` names the t1 scans."""
+    folder = tmp_path_factory.mktemp("cohort") / "brats"
+    generator = np.random.default_rng(0)
+    rows = []
+    for i in range(12):
+        name = f"BraTS20_Training_{i:03d}"
+        (folder / name).mkdir(parents=True)
+        for sequence in ("t1", "t1ce", "t2", "flair"):
+            image = generator.normal(100, 10, (20, 20, 16)).astype(np.float32)
+            image[6:14, 6:14, 4:12] += 20 * i
+            nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), folder / name / f"{name}_{sequence}.nii.gz")
+        rows.append((name, 50.0 + i, "ALIVE (361 days later)" if i == 11 else 200 + 60 * i, "GTR"))
+    columns = ["Brats20ID", "Age", "Survival_days", "Extent_of_Resection"]
+    table = pd.DataFrame(rows, columns=columns)
+    table.to_csv(folder / "survival_info.csv", index=False)
+    scans = [f"{name}/{name}_t1.nii.gz" for name in table["Brats20ID"]]
+    pd.DataFrame({"image": scans, "age": table["Age"]}).to_csv(folder / "table.csv", index=False)
+    return folder
 
 
 @pytest.fixture

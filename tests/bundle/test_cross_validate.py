@@ -146,6 +146,33 @@ def add_baseline(folder, name, values):
 GOOD = [["p0", "p3", "p6"], ["p1", "p4", "p7"], ["p2", "p5"]]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["brats", "table"])
+def test_other_layouts_are_cross_validated_alike(bundle_folder, brats, tmp_path, layout):
+    """Every patient with a known outcome is held out once, and each method has one result over folds."""
+    own = {
+        "brats": {"dataset_dir": str(brats)},
+        "table": {"cohort_csv": str(brats / "table.csv"), "target_column": "age"},
+    }
+    small = {key: SMALL[key] for key in ("rank", "channels", "passes", "max_epochs", "head")}
+    run(
+        run_id="cross_validating",
+        config_file="configs/cross_validate.json",
+        config_files=["configs/train.json", f"configs/{layout}.json"],
+        overrides={**small, **own[layout], "spatial_shape": [16, 16, 16], "batch_size": 5},
+        methods={"cpic": {}, "random": {"config_files": ["configs/random_voxels.json"]}},
+        folds=3,
+        output_dir=str(tmp_path),
+    )
+    result = json.loads((tmp_path / "cv_metrics.json").read_text())
+    subjects = {"brats": 11, "table": 12}[layout]
+    for name in ("cpic", "random"):
+        rows = pd.read_csv(tmp_path / name / "predictions.csv")
+        assert rows["subject"].nunique() == len(rows) == subjects
+        assert rows["fold"].nunique() == 3
+        assert np.isfinite(result["methods"][name]["pooled"]["mlll"])
+
+
 def test_held_out_rows_are_pooled(tmp_path):
     method = read_method("a", results_of(tmp_path, GOOD), 3)
     rows = method.held_out()

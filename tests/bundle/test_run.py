@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -158,24 +157,12 @@ def test_early_stopping_ends_a_run_that_gets_no_better(bundle_folder, phantom, t
     assert last["epoch"] == len(scores) == expected
 
 
-def test_brats_overlay_reads_four_sequences(bundle_folder, tmp_path):
-    generator = np.random.default_rng(0)
-    rows = []
-    for i in range(12):
-        name = f"BraTS20_Training_{i:03d}"
-        (tmp_path / "brats" / name).mkdir(parents=True)
-        for sequence in ("t1", "t1ce", "t2", "flair"):
-            image = generator.normal(100, 10, (20, 20, 16)).astype(np.float32)
-            image[6:14, 6:14, 4:12] += 20 * i
-            nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), tmp_path / "brats" / name / f"{name}_{sequence}.nii.gz")
-        rows.append((name, 50.0 + i, "ALIVE (361 days later)" if i == 11 else 200 + 60 * i, "GTR"))
-    columns = ["Brats20ID", "Age", "Survival_days", "Extent_of_Resection"]
-    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "brats" / "survival_info.csv", index=False)
+def test_brats_overlay_reads_four_sequences(bundle_folder, brats, tmp_path):
     small = {key: SMALL[key] for key in ("rank", "channels", "passes", "max_epochs", "head", "folds")}
     run_config(
         "training",
         ["train", "brats"],
-        dataset_dir=str(tmp_path / "brats"),
+        dataset_dir=str(brats),
         output_dir=str(tmp_path / "out"),
         sequences=["t1", "t1ce", "t2", "flair"],
         spatial_shape=[16, 16, 16],
