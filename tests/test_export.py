@@ -15,7 +15,7 @@ from torch import Tensor
 import cpic_monai
 from cpic_monai.cross.bank import CohortIndexSets
 from cpic_monai.export import ScriptableCPICNet, StaticCPIC, export_models, export_onnx, read_checkpoint, write_weights
-from cpic_monai.export.static import invert
+from cpic_monai.export.static_trains import invert
 from cpic_monai.networks import CPICNet
 
 PLACE = str(Path(cpic_monai.__file__).parent).encode()
@@ -59,6 +59,11 @@ def predict(network: torch.nn.Module, image: Tensor, tabular: Tensor | None) -> 
         {"in_channels": 2, "encoder": False},
         {"tabular_features": 0, "ridge": {"relative": 1e-4, "refinements": 0}},
         {"batch_norm": True, "in_channels": 4},
+        {"pooling": 3},
+        {"index_sets": "tangent", "pooling": 3},
+        {"index_sets": "tangent", "oversampling": 2.0, "draws": 1},
+        {"index_sets": "picked_values", "tabular_features": 0},
+        {"index_sets": "random_voxels"},
     ],
     ids=lambda s: "-".join(map(str, s.values())) or "default",
 )
@@ -82,8 +87,9 @@ def test_torchscript_is_the_network(settings: dict[str, Any], tmp_path: Path) ->
     )
 
 
-def test_features_agree_to_rounding() -> None:
-    network, image = fitted(), images(3, seed=4)
+@pytest.mark.parametrize("index_sets", ["cohort", "tangent", "picked_values", "random_voxels"])
+def test_features_agree_to_rounding(index_sets: str) -> None:
+    network, image = fitted(index_sets=index_sets), images(3, seed=4)
     static = StaticCPIC(network)
     with torch.no_grad():
         found = static.features(static.encode(static.cubes(image)))
@@ -110,7 +116,7 @@ def test_exporting_leaves_the_network_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("index_sets", "why"),
-    [("scan", "chosen while it is read"), ("every_voxel", "TT-SVD"), ("picked_values", "PickedValues")],
+    [("scan", "chosen while it is read"), ("every_voxel", "TT-SVD")],
 )
 def test_what_is_no_static_graph_is_refused(index_sets: str, why: str) -> None:
     network = ScriptableCPICNet(SHAPE, channels=4, features=(3,), rank=3, index_sets=index_sets).eval()
@@ -138,11 +144,14 @@ def test_an_unfitted_network_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("form", "tabular_features"), [("image", 2), ("image", 0), ("patches", 2)])
-def test_onnx_is_the_network(form: str, tabular_features: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("form", "tabular_features", "index_sets"),
+    [("image", 2, "cohort"), ("image", 0, "tangent"), ("patches", 2, "cohort"), ("patches", 0, "tangent")],
+)
+def test_onnx_is_the_network(form: str, tabular_features: int, index_sets: str, tmp_path: Path) -> None:
     """In onnxruntime, to 1e-5, for numbers of scans and rows other than those it was exported with."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    network = fitted((5, 4, 8), unfolding="fused", rank=2, tabular_features=tabular_features)
+    network = fitted((5, 4, 8), unfolding="fused", rank=2, tabular_features=tabular_features, index_sets=index_sets)
     path = export_onnx(network, tmp_path / "model.onnx", form)
     assert PLACE not in path.read_bytes(), "where the code was does not belong into the file"
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

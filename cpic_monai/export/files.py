@@ -25,7 +25,7 @@ def export_models(network: CPICNet, folder: str | Path, forms: Sequence[str] = F
     Parameters
     ----------
     network
-        Fitted, with ``index_sets="cohort"``; stays as it is.
+        See :class:`cpic_monai.export.StaticCPIC`; stays as it is.
     folder
         Written to: ``model.ts`` and ``model_<form>.onnx``.
     forms

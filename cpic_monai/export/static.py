@@ -2,160 +2,50 @@
 
 # No `from __future__ import annotations` here: TorchScript reads the types of attributes, not their names.
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from cpic_monai.cross import Ridge
 from cpic_monai.cross.bank import CohortIndexSets, EveryVoxel, ScanIndexSets
-from cpic_monai.cross.index_sets import CrossPlan
+from cpic_monai.cross.random_voxels import PickedValues, RandomVoxels
+from cpic_monai.export.static_linear import LinearProjection
+from cpic_monai.export.static_trains import TrainProjection
 from cpic_monai.networks import CPICNet
 from cpic_monai.networks.heads import LogitHead, ordered
-from cpic_monai.tensor_train import TensorTrain
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Tables of all draws with bonds padded to one rank; the padding points at the zero behind the last value."""
-
-    plans: list[CrossPlan]
-    starts: list[int]
-    zero: int
-    rank: int
-    columns: int
-
-    @classmethod
-    def of(cls, sets: CohortIndexSets) -> "_Layout":
-        counts = [plan.codes.shape[1] for plan in sets.plans]
-        starts = [sum(counts[:d]) for d in range(len(counts))]
-        rank, columns = (max(t.shape[axis] for plan in sets.plans for t in plan.gather) for axis in (1, 3))
-        return cls(sets.plans, starts, sum(counts), rank, columns)
-
-    def gather(self, mode: int) -> Tensor:
-        """Where the values of a mode are, int64 ``(draws, rank, n, s)``."""
-        tables = []
-        for plan, start in zip(self.plans, self.starts, strict=True):
-            table = plan.gather[mode][0].cpu() + start
-            short = (0, self.columns - table.shape[2], 0, 0, 0, self.rank - len(table))
-            tables.append(nn.functional.pad(table, short, value=self.zero))
-        return torch.stack(tables)
-
-    def pivots(self, mode: int) -> tuple[Tensor, Tensor]:
-        """Where the values of a mode's pivots are, int64 ``(draws, rank, s)``, and which of them count."""
-        tables, alive = [], []
-        for plan, table in zip(self.plans, self.gather(mode), strict=True):
-            rows = table.flatten(0, 1)[plan.rows[mode][0].cpu()]
-            used = plan.alive[mode][0].cpu()
-            rows = torch.where(used[:, None], rows, self.zero)
-            missing = self.rank - len(rows)
-            tables.append(nn.functional.pad(rows, (0, 0, 0, missing), value=self.zero))
-            alive.append(nn.functional.pad(used, (0, missing)))
-        return torch.stack(tables), torch.stack(alive)
-
-    def cores(self, trains: Sequence[TensorTrain], mode: int) -> Tensor:
-        """The basis scans' cores of a mode, float64 ``(draws, scans, rank, n, rank)``; the last bond is the channel."""
-        cores = []
-        for train in trains:
-            core = train.cores[mode].cpu()
-            right = 0 if mode == len(train.cores) - 1 else self.rank - core.shape[3]
-            cores.append(nn.functional.pad(core, (0, right, 0, 0, 0, self.rank - core.shape[1])))
-        return torch.stack(cores)
-
-
-class ModesOfOneSize(nn.Module):
-    """The cores of all modes of one size and all draws: :func:`cpic_monai.cross.interpolate` with fixed pivots.
-
-    Parameters
-    ----------
-    layout
-        Where each mode finds its values.
-    modes
-        Numbers of the modes.
-    trains
-        Those of the basis scans, one a draw.
-    ridge
-        See :class:`cpic_monai.cross.Ridge`.
-    """
-
-    places: Tensor
-    pivots: Tensor
-    alive: Tensor
-    eye: Tensor
-    basis: Tensor
-
-    def __init__(self, layout: _Layout, modes: Sequence[int], trains: Sequence[TensorTrain], ridge: Ridge) -> None:
-        super().__init__()
-        self.relative, self.floor, self.refinements = ridge.relative, ridge.floor, ridge.refinements
-        pivots, alive = zip(*(layout.pivots(k) for k in modes), strict=True)
-        self.register_buffer("places", torch.stack([layout.gather(k) for k in modes], 1))
-        self.register_buffer("pivots", torch.stack(pivots, 1))
-        self.register_buffer("alive", torch.stack(alive, 1).to(torch.float64))
-        self.register_buffer("eye", torch.eye(layout.rank, dtype=torch.float64))
-        self.register_buffer("basis", torch.stack([layout.cores(trains, k) for k in modes], 1))
-
-    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Values float64 ``(B, N + 1, C)``, the last zero, to cores ``(B, draws, modes, r, n, r)``.
-
-        Beside them the basis scans' cores ``(draws, modes, scans, r, n, r)``.
-        """
-        batch, channels = values.shape[0], values.shape[2]
-        draws, modes, rank, size, columns = self.places.shape
-        matrix = values.index_select(1, self.places.reshape(-1))
-        matrix = matrix.reshape(batch, draws, modes, rank * size, columns * channels)
-        pivots = values.index_select(1, self.pivots.reshape(-1))
-        pivots = pivots.reshape(batch, draws, modes, rank, columns * channels)
-        across = pivots.transpose(3, 4)
-        gram = pivots @ across
-        weight = (gram * self.eye).sum([3, 4]) / self.alive.sum(2).clamp(min=1.0)
-        lift = (self.relative * weight + self.floor).unsqueeze(3) * self.alive + (1.0 - self.alive)
-        inverse = invert(gram + lift.unsqueeze(4) * self.eye)
-        out = (matrix @ across) @ inverse
-        for _ in range(self.refinements):
-            out = out + ((matrix - out @ pivots) @ across) @ inverse
-        return out.reshape(batch, draws, modes, rank, size, rank), self.basis
 
 
 class StaticCPIC(nn.Module):
-    """A fitted :class:`cpic_monai.networks.CPICNet` with the index sets of the cohort, for prediction only.
+    """A fitted :class:`cpic_monai.networks.CPICNet` whose scans are all looked at in the same voxels, for prediction.
 
-    Voxels, gather tables, pivots and the basis are buffers, so nothing is searched, decided or looked up in Python. All
-    modes of one size and all draws of index sets go through one batched solve. Batch sizes stay free.
+    Voxels and the whole way from encodings to features are buffers: :class:`TrainProjection` where each scan is
+    interpolated by itself (``index_sets="cohort"``), :class:`LinearProjection` where all share one interpolation
+    (``tangent``) or there is none. Batch sizes stay free.
 
     Parameters
     ----------
     network
-        Fitted, with ``index_sets="cohort"``. Its weights are copied.
+        Fitted. Its weights are copied.
 
     Raises
     ------
     TypeError
-        If the index sets are not those of the cohort, or are oversampled.
+        If each scan has index sets of its own, every voxel is looked at, or the cohort's sets are oversampled.
     ValueError
         If the network was never fitted, or its basis belongs to another number of draws.
     """
 
     voxels: Tensor
     background: Tensor
-    final: Tensor
-    final_basis: Tensor
-    vectors: Tensor
-    centre: Tensor
     widths: Tensor
 
     def __init__(self, network: CPICNet) -> None:
         super().__init__()
         sets = _shared_sets(network)
-        trains = network.basis.trains
         self.encoder, head = copy.deepcopy(network.encoder), copy.deepcopy(network.head)
         self.tabular, self.joint, self.tabular_features = head.tabular, head.joint, head.tabular_features
         self.register_buffer("widths", head.widths)
         self.patch_size, self.in_channels = network.patch_size, network.encoder.in_channels
         self.shape = list(network.grid.shape)
-        sizes = sorted(set(network.grid.mode_sizes[:-1]))
-        order = [sizes.index(n) for n in network.grid.mode_sizes[:-1]]
-        layout = _Layout.of(sets)
         # A cube further out than its own reach is empty wherever it lies, so that much padding is enough.
         limit = torch.tensor(self.shape) + self.patch_size // 2
         self.register_buffer("voxels", torch.minimum(sets.voxels().cpu(), limit))
@@ -165,13 +55,10 @@ class StaticCPIC(nn.Module):
                 (1, self.in_channels, *(self.patch_size,) * 3), dtype=weight.dtype, device=weight.device
             )
             self.register_buffer("background", self.encoder(blank))
-        members = [[k for k, g in enumerate(order) if g == group] for group in range(len(sizes))]
-        self.groups = nn.ModuleList(ModesOfOneSize(layout, ks, trains, sets.ridge) for ks in members)
-        self.group_of, self.place_of = order, [order[:k].count(g) for k, g in enumerate(order)]
-        self.register_buffer("final", layout.gather(len(order))[..., 0])
-        self.register_buffer("final_basis", layout.cores(trains, len(order)))
-        self.register_buffer("vectors", network.basis.vectors.clone())
-        self.register_buffer("centre", network.basis.centre.clone())
+        if isinstance(sets, PickedValues | RandomVoxels):
+            self.projection: nn.Module = LinearProjection(sets, network.basis, network.encoder.channels)
+        else:
+            self.projection = TrainProjection(sets, network.basis)
         self.to(next(network.head.parameters()).device).eval()
 
     def forward(self, image: Tensor, tabular: Tensor | None = None, scan_index: Tensor | None = None) -> Tensor:
@@ -221,26 +108,8 @@ class StaticCPIC(nn.Module):
         return values.reshape(patches.shape[0], self.voxels.shape[0], -1).to(torch.float64)
 
     def features(self, values: Tensor) -> Tensor:
-        """Scan features float64 ``(S, rank)``: inner products with the basis, centred and projected."""
-        batch, channels = values.shape[0], values.shape[2]
-        padded = nn.functional.pad(values, [0, 0, 0, 1])  # the last entry is the zero of padding
-        solved: list[Tensor] = []
-        stored: list[Tensor] = []
-        for group in self.groups:
-            cores, basis = group(padded)
-            solved.append(cores)
-            stored.append(basis)
-        draws, rank, size = self.final.shape
-        final = padded.index_select(1, self.final.reshape(-1)).reshape(batch, draws, rank, size, channels)
-        # Bonds are padded with zeros to one rank, so that of this first bond only the one true entry counts.
-        shape = (draws, batch, self.vectors.shape[0], rank, rank)
-        state = torch.ones(shape, dtype=values.dtype, device=values.device)
-        for g, place in zip(self.group_of, self.place_of):  # noqa: B905 (TorchScript knows no strict)
-            half = torch.einsum("dbspq,bdpnu->dbsqnu", state, solved[g][:, :, place])
-            state = torch.einsum("dbsqnu,dsqnv->dbsuv", half, stored[g][:, place])
-        half = torch.einsum("dbspq,bdpnc->dbsqnc", state, final)
-        products = torch.einsum("dbsqnc,dsqnc->dbs", half, self.final_basis).mean(0)
-        return (products - products.mean(1, keepdim=True) - self.centre) @ self.vectors
+        """Scan features float64 ``(S, rank)`` of encodings ``(S, N, channels)``."""
+        return self.projection(values)
 
 
 class ScriptableCPICNet(CPICNet):
@@ -250,34 +119,19 @@ class ScriptableCPICNet(CPICNet):
         return StaticCPIC(self)
 
 
-def invert(matrix: Tensor) -> Tensor:
-    """Inverses of symmetric positive definite matrices ``(..., r, r)`` by Gauss-Jordan elimination, ``r`` steps.
-
-    ONNX knows no Cholesky factorisation. Positive definite matrices need no row exchanges, so that this is a few
-    products and quotients.
-    """
-    size = matrix.shape[-1]
-    eye = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-    work = torch.cat([matrix, eye.expand_as(matrix)], dim=-1)
-    for k in range(size):
-        row = work[..., k : k + 1, :] / work[..., k : k + 1, k : k + 1]
-        work = work - (work[..., k : k + 1] - eye[:, k : k + 1]) * row
-    return work[..., size:]
-
-
-def _shared_sets(network: CPICNet) -> CohortIndexSets:
+def _shared_sets(network: CPICNet) -> CohortIndexSets | RandomVoxels:
     """The network's index sets, if they and its basis can be written as a static graph."""
     sets = network.indices
-    if type(sets) is not CohortIndexSets:
+    if isinstance(sets, ScanIndexSets | EveryVoxel):
         why = {
             ScanIndexSets: "(index_sets 'scan') each scan's voxels are chosen while it is read, by comparing values",
             EveryVoxel: "(index_sets 'every_voxel') the TT-SVD of every voxel is no fixed sequence of products",
-        }.get(type(sets), f"({type(sets).__name__}) only the cohort's cross indices have a fixed sequence of products")
+        }[type(sets)]
         raise TypeError(
             f"this network cannot be exported: {why}. Train with --index_sets cohort, or predict in Python with "
             "configs/inference.json"
         )
-    if sets.rows != sets.rank:
+    if type(sets) is CohortIndexSets and sets.rows != sets.rank:
         raise TypeError(
             f"this network cannot be exported: its index sets are larger than the rank ({sets.rows} and {sets.rank}), "
             "and the truncation to the rank is an SVD, which ONNX does not know: train with oversampling 1"
