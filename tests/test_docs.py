@@ -25,16 +25,18 @@ OF_MONAI |= {"workflow_name", "workflow_type"}
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 
 
-def commands(text: str) -> list[list[str]]:
-    """Arguments of every ``python -m monai.bundle run`` in fenced blocks and in inline code, continued lines joined."""
+def commands(text: str, program: str = "monai.bundle run") -> list[list[str]]:
+    """Arguments of every ``python -m monai.bundle run`` in fenced blocks and in inline code, continued lines joined.
+
+    With another ``program`` what follows that.
+    """
     code = re.findall(r"```\w*\n(.*?)```", text, re.S)
     code += re.findall(r"(?<!`)`([^`]+)`(?!`)", re.sub(r"```.*?```", "", text, flags=re.S))
     found = []
     for block in code:
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():
-            if "monai.bundle run" in line:
-                words = shlex.split(line.split("monai.bundle run", 1)[1], comments=True)
-                found.append(words)
+            if program in line:
+                found.append(shlex.split(line.split(program, 1)[1], comments=True))
     return found
 
 
@@ -114,6 +116,35 @@ def test_scripts_and_configs_named_exist(page):
         assert (ROOT / script).is_file(), script
     for config in set(re.findall(r"\bconfigs/(\w+\.json)\b", text)):
         assert (CONFIGS / config).is_file(), config
+
+
+def options_of(script: Path) -> set[str]:
+    """Options that a script gives to argparse, and those of the scripts it imports."""
+    found = set()
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            found |= {a.value for a in node.args if isinstance(a, ast.Constant) and str(a.value).startswith("--")}
+        elif isinstance(node, ast.ImportFrom) and (script.parent / f"{node.module}.py").is_file():
+            found |= options_of(script.parent / f"{node.module}.py")
+    return found
+
+
+def unknown_options(words: list[str]) -> list[str]:
+    """Options of ``NAME.py --option ...`` that the script does not have."""
+    known = options_of(ROOT / "scripts" / words[0]) | {"--help"}
+    return [word for word in words if word.startswith("--") and word.split("=")[0] not in known]
+
+
+def test_unknown_options_of_scripts_are_found():
+    (words,) = commands("`python scripts/convert.py t.csv --output o --wrkers 3`", "python scripts/")
+    assert unknown_options(words) == ["--wrkers"]
+
+
+@by_page
+def test_scripts_are_called_with_options_they_have(page):
+    called = commands(page.read_text(encoding="utf-8"), "python scripts/")
+    wrong = {" ".join(words): found for words in called if (found := unknown_options(words))}
+    assert not wrong
 
 
 def resolve(name: str) -> Any:
