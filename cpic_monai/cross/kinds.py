@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cpic_monai.cross.bank import CohortIndexSets, EveryVoxel, ScanIndexSets
 from cpic_monai.cross.interpolation import Ridge
 from cpic_monai.cross.random_voxels import PickedValues, RandomVoxels
 from cpic_monai.cross.tangent import TangentIndexSets
 from cpic_monai.grid import IndexGrid
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
 IndexSets = CohortIndexSets | ScanIndexSets | EveryVoxel | RandomVoxels
 INDEX_SETS = ("cohort", "tangent", "scan", "every_voxel", "picked_values", "random_voxels")
 
 
-def is_values_only(sets: IndexSets) -> bool:
+def is_values_only(sets: IndexSets) -> TypeIs[PickedValues | RandomVoxels]:
     """Whether a scan is its values at the voxels of one selection, and no tensor train of the grid's modes."""
     return isinstance(sets, PickedValues | RandomVoxels)
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cpic_monai.cross.bank import CohortIndexSets, EveryVoxel, ScanIndexSets
-from cpic_monai.cross.random_voxels import PickedValues, RandomVoxels
+from cpic_monai.cross.kinds import is_values_only
+from cpic_monai.cross.random_voxels import RandomVoxels
 from cpic_monai.export.static_linear import LinearProjection
 from cpic_monai.export.static_trains import TrainProjection
 from cpic_monai.networks import CPICNet
@@ -55,7 +56,7 @@ class StaticCPIC(nn.Module):
                 (1, self.in_channels, *(self.patch_size,) * 3), dtype=weight.dtype, device=weight.device
             )
             self.register_buffer("background", self.encoder(blank))
-        if isinstance(sets, PickedValues | RandomVoxels):
+        if is_values_only(sets):
             self.projection: nn.Module = LinearProjection(sets, network.basis, network.encoder.channels)
         else:
             self.projection = TrainProjection(sets, network.basis)
@@ -131,7 +132,7 @@ def _shared_sets(network: CPICNet) -> CohortIndexSets | RandomVoxels:
             f"this network cannot be exported: {why}. Train with --index_sets cohort, or predict in Python with "
             "configs/inference.json"
         )
-    if type(sets) is CohortIndexSets and sets.rows != sets.rank:
+    if not is_values_only(sets) and sets.rows != sets.rank:
         raise TypeError(
             f"this network cannot be exported: its index sets are larger than the rank ({sets.rows} and {sets.rank}), "
             "and the truncation to the rank is an SVD, which ONNX does not know: train with oversampling 1"
