@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,15 +22,18 @@ def collate_visits(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     -------
     dict
         ``image``: patches stacked ``(S, N, C, p, p, p)``, or the list of lazy scans. ``tabular, label, offset, scale,
-        visit``: rows of all scans one after the other, float32 ``(R, ...)``. ``scan_index``: int64 ``(R,)``.
+        visit``: rows of all scans one after the other, float32 ``(R, ...)``. ``scan_index``: int64 ``(R,)``. ``group``:
+        int64 ``(R,)``, the same number for all visits of a patient (:func:`patient_number`).
         ``subject``: names of the scans. ``strata``: subgroup name to one value a scan.
     """
     images = [item["image"] for item in items]
+    visits = torch.tensor([len(item["tabular"]) for item in items])
     batch: dict[str, Any] = {
         "image": torch.stack([torch.as_tensor(i) for i in images]) if isinstance(images[0], Tensor) else images,
         "subject": [str(item["subject"]) for item in items],
-        "scan_index": torch.repeat_interleave(
-            torch.arange(len(items)), torch.tensor([len(item["tabular"]) for item in items])
+        "scan_index": torch.repeat_interleave(torch.arange(len(items)), visits),
+        "group": torch.repeat_interleave(
+            torch.tensor([patient_number(str(item.get("group", item["subject"]))) for item in items]), visits
         ),
     }
     for key in ROW_KEYS:
@@ -41,13 +45,18 @@ def collate_visits(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return batch
 
 
+def patient_number(name: str) -> int:
+    """A number of 64 bits that stands for a patient's name, the same in every process and run."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
+
+
 class PrepareVisits(PrepareBatch):
     """A collated batch as ``(image, label, args, kwargs)`` of the network's call.
 
     Parameters
     ----------
     with_label
-        True gives the inferer the targets too (the leave-one-out recipe predicts each scan from the others').
+        True gives the inferer targets and patients, too (the leave-one-out recipe predicts each from the others).
     gather
         True gives visits of all processes' scans, for an inferer that gathers their tensor trains; images and subjects
         stay those of this process.
@@ -68,9 +77,8 @@ class PrepareVisits(PrepareBatch):
         def move(value: Any) -> Any:
             return value.to(device, non_blocking=non_blocking, **kwargs) if isinstance(value, Tensor) else value
 
-        rows: dict[str, Any] = {
-            key: move(batchdata[key]) for key in ("tabular", "scan_index", "label") if key in batchdata
-        }
+        keys = ("tabular", "scan_index", "label", *(("group",) if self.with_label else ()))
+        rows: dict[str, Any] = {key: move(batchdata[key]) for key in keys if key in batchdata}
         if self.gather:
             rows = gather_visits(rows, len(batchdata["subject"]))
         label = rows.get("label") if self.with_label else rows.pop("label", None)

@@ -137,7 +137,7 @@ class JointInferer(QuantileInferer):
 
 
 class LeaveOneOutInferer(Inferer):
-    """Predictions of each scan's visits by the batch's other scans (recipe ``closed_form``).
+    """Predictions of each patient's visits by the batch's other patients (recipe ``closed_form``).
 
     The batch is that of all processes together: each encodes its own scans, and their trains are gathered.
 
@@ -160,11 +160,12 @@ class LeaveOneOutInferer(Inferer):
         tabular: Tensor,
         scan_index: Tensor,
         label: Tensor,
+        group: Tensor | None = None,
         subjects: Sequence[str] | None = None,
     ) -> Tensor:
         """Normalised predictions float32 ``(R, 1)`` of all processes' visits, which the rows given describe."""
         trains = _decompose(self.low_rank, network, inputs, subjects)
-        return self.ridge(mean_inner(trains, trains), tabular, scan_index, label).float()
+        return self.ridge(mean_inner(trains, trains), tabular, scan_index, label, group).float()
 
 
 def _decompose(

@@ -20,6 +20,8 @@ from cpic_monai.networks.basis import mean_inner
 from cpic_monai.tensor_train import TensorTrain, concatenate
 
 logger = logging.getLogger(__name__)
+#: Of a collated batch, what the fits need of every visit; ``scan_index`` counts on over batches.
+VISITS = ("tabular", "label", "scan_index", "group")
 
 
 @dataclass
@@ -120,7 +122,7 @@ class FitBasisAndHead:
         if self.ridge is None:
             return self.network.basis.fit(trains, principal=schedule.principal)
         products = mean_inner(trains, trains)
-        visits = (rows["tabular"], rows["scan_index"], rows["label"])
+        visits = (rows["tabular"], rows["scan_index"], rows["label"], rows["group"])
         tuned = tune_ridge(self.ridge, products, *visits, steps=schedule.ridge_steps)
         dual, left_out = tuned.scan_effects(products, *visits)
         scale = left_out.std(0).clamp_min(1e-9)
@@ -130,7 +132,13 @@ class FitBasisAndHead:
 
 
 def tune_ridge(
-    ridge: LeaveOneOutRidge, gram: Tensor, tabular: Tensor, scan_index: Tensor, target: Tensor, steps: int = 40
+    ridge: LeaveOneOutRidge,
+    gram: Tensor,
+    tabular: Tensor,
+    scan_index: Tensor,
+    target: Tensor,
+    group: Tensor | None = None,
+    steps: int = 40,
 ) -> LeaveOneOutRidge:
     """A copy whose penalty and weights minimise the leave-one-out error on all training scans together."""
     tuned = copy.deepcopy(ridge)
@@ -138,7 +146,7 @@ def tune_ridge(
     gram = gram.detach()
     for _ in range(steps):
         optimizer.zero_grad()
-        (tuned(gram, tabular, scan_index, target) - target).square().mean().backward()
+        (tuned(gram, tabular, scan_index, target, group) - target).square().mean().backward()
         optimizer.step()
     return tuned
 
@@ -147,16 +155,15 @@ def tune_ridge(
 def collect_trains(
     network: CPICNet, loader: Iterable[dict[str, Any]], device: torch.device
 ) -> tuple[list[TensorTrain], dict[str, Tensor]]:
-    """Trains of the scans, one a draw, and ``tabular``, ``label``, ``scan_index`` of their visits, of all processes."""
+    """Trains of the scans, one a draw, and what :data:`VISITS` names of their visits, of all processes."""
     parts: list[list[TensorTrain]] = []
-    rows: dict[str, list[Tensor]] = {"tabular": [], "label": [], "scan_index": []}
+    rows: dict[str, list[Tensor]] = {key: [] for key in VISITS}
     count = 0
     for batch in tqdm(loader, desc="decompose scans", unit="batch", leave=False, disable=rank() > 0):
         image = batch["image"].to(device) if isinstance(batch["image"], Tensor) else batch["image"]
         parts.append(network.decompose(image, batch["subject"]))
-        for key in ("tabular", "label"):
-            rows[key].append(batch[key].to(device))
-        rows["scan_index"].append(batch["scan_index"].to(device) + count)
+        for key in VISITS:
+            rows[key].append(batch[key].to(device) + (count if key == "scan_index" else 0))
         count += len(batch["subject"])
     if not parts:
         raise ValueError("no training scans to fit the basis on: the loader is empty")

@@ -1,8 +1,11 @@
-"""Closed-form ridge regression on a batch's Gram matrix, scored by leaving one scan out.
+"""Closed-form ridge regression on a batch's Gram matrix, scored by leaving one patient out.
 
 The loss of the ``closed_form`` recipe: no basis to align and no head to train, only a kernel whose scans predict each
 other. The leave-one-out residual of a ridge regression has a closed form (Allen's PRESS), so the whole batch costs
 one Cholesky factorisation and the gradient reaches the encoder through the Gram matrix.
+
+A patient with several scans is left out with all of them, and so is a scan that comes twice in a batch (several passes
+an epoch, each augmented anew): otherwise the twin predicts it, and the encoder learns to recognise patients.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 
 
 class LeaveOneOutRidge(nn.Module):
-    """Leave-one-scan-out predictions of a kernel ridge regression over visits.
+    """Leave-one-patient-out predictions of a kernel ridge regression over visits.
 
     The kernel of two visits is ``phi . phi' * (a + b G)``, with ``phi = (1, tabular)`` and ``G`` the centred,
     normalised Gram matrix of their scans: tabular effects common to all, and tabular effects (for a decline: the slope
@@ -33,8 +36,10 @@ class LeaveOneOutRidge(nn.Module):
         self.log_tabular = nn.Parameter(torch.tensor(math.log(tabular_weight), dtype=torch.float64))
         self.log_scan = nn.Parameter(torch.tensor(math.log(scan_weight), dtype=torch.float64))
 
-    def forward(self, gram: Tensor, tabular: Tensor, scan_index: Tensor, target: Tensor) -> Tensor:
-        """Predictions ``(R, 1)`` of every visit by the other scans' visits.
+    def forward(
+        self, gram: Tensor, tabular: Tensor, scan_index: Tensor, target: Tensor, group: Tensor | None = None
+    ) -> Tensor:
+        """Predictions ``(R, 1)`` of every visit by the other patients' visits.
 
         Parameters
         ----------
@@ -46,17 +51,26 @@ class LeaveOneOutRidge(nn.Module):
             int64 ``(R,)``, each visit's scan.
         target
             Normalised targets ``(R, 1)``.
+        group
+            int64 ``(R,)``, any number that each visit's patient alone has; every scan is a patient by default.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than three scans, or all are of one patient.
         """
         system = self._system(gram, tabular, scan_index)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(system.matrix))
         target = target.to(gram.dtype)
-        members, real = group_rows(scan_index, gram.shape[0])
+        _, members, real = _patients(group, scan_index)
         residual = _left_out_residuals(inverse, inverse @ target, members, real)
         left_out = torch.zeros_like(target).index_put((members[real],), residual[real])
         return target - left_out
 
     @torch.no_grad()
-    def scan_effects(self, gram: Tensor, tabular: Tensor, scan_index: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def scan_effects(
+        self, gram: Tensor, tabular: Tensor, scan_index: Tensor, target: Tensor, group: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What the regression reads from a scan: its own coefficients of ``phi = (1, tabular)``.
 
         Parameters are those of :meth:`forward`.
@@ -65,18 +79,19 @@ class LeaveOneOutRidge(nn.Module):
         -------
         dual, left_out
             ``dual`` ``(S, 1 + F)``: a scan's coefficients are its centred inner products with the training scans times
-            ``dual``. ``left_out`` ``(S, 1 + F)``: each training scan's coefficients by the regression on all others,
-            which are as uncertain as a new scan's will be; a head fitted on them does not trust them too much.
+            ``dual``. ``left_out`` ``(S, 1 + F)``: each training scan's coefficients by the regression on all other
+            patients, which are as uncertain as a new scan's will be; a head fitted on them does not trust them too much.
         """
         system = self._system(gram, tabular, scan_index)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(system.matrix))
         weights = inverse @ target.to(gram.dtype)
-        members, real = group_rows(scan_index, gram.shape[0])
-        residual = _left_out_residuals(inverse, weights, members, real)  # (S, most, 1)
-        # Without scan g the weights of the others are w - A^-1[:, g] (A^-1[g, g])^-1 w[g].
-        columns = inverse[:, members] * real  # (R, S, most)
-        others = weights - torch.einsum("rgm,gmo->rg", columns, residual)  # (R, S): column g leaves scan g out
-        others = others * (scan_index[:, None] != torch.arange(gram.shape[0], device=gram.device))
+        patient, members, real = _patients(group, scan_index)
+        residual = _left_out_residuals(inverse, weights, members, real)  # (P, most, 1)
+        # Without patient g the weights of the others are w - A^-1[:, g] (A^-1[g, g])^-1 w[g].
+        columns = inverse[:, members] * real  # (R, P, most)
+        others = weights - torch.einsum("rgm,gmo->rg", columns, residual)  # (R, P): column g leaves patient g out
+        others = others * (patient[:, None] != torch.arange(len(members), device=gram.device))
+        others = others[:, patient.new_zeros(gram.shape[0]).index_put((scan_index,), patient)]  # (R, S)
         factor = self.log_scan.exp() / system.scale
         blank = gram.new_zeros(gram.shape[0], system.phi.shape[1])
         dual = factor * blank.index_add(0, scan_index, weights * system.phi)
@@ -106,8 +121,20 @@ class _System(NamedTuple):
     scale: Tensor
 
 
+def _patients(group: Tensor | None, scan_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each visit's patient int64 ``(R,)``, counted from 0, and the patients' rows as :func:`group_rows` gives them."""
+    patient = (scan_index if group is None else group).unique(return_inverse=True)[1]
+    count = int(patient.max()) + 1
+    if count < 2:
+        raise ValueError(
+            "all scans of the batch are of one patient, whom nobody is left to predict; raise `batch_size`, or check "
+            "`group_column`"
+        )
+    return patient, *group_rows(patient, count)
+
+
 def _left_out_residuals(inverse: Tensor, weights: Tensor, members: Tensor, real: Tensor) -> Tensor:
-    """Residuals ``(S, most, 1)`` of each scan's visits when the scan is left out: ``(A^-1[g, g])^-1 (A^-1 y)[g]``."""
+    """Residuals ``(P, most, 1)`` of each patient's visits when left out: ``(A^-1[g, g])^-1 (A^-1 y)[g]``."""
     blocks = inverse[members[:, :, None], members[:, None, :]]
     pair = real[:, :, None] & real[:, None, :]
     blocks = torch.where(pair, blocks, torch.eye(members.shape[1], dtype=inverse.dtype, device=inverse.device))

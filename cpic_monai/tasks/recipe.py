@@ -39,16 +39,21 @@ class WorkingRidge(LeaveOneOutRidge):
         super().__init__(**ridge)
         self.task = task
 
-    def forward(self, gram: Tensor, tabular: Tensor, scan_index: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self, gram: Tensor, tabular: Tensor, scan_index: Tensor, target: Tensor, group: Tensor | None = None
+    ) -> Tensor:
         """Labels less the left-out residuals of the response ``(R, M)``: what differs from the label is the error."""
         response = self.task.working_response(target.to(gram.dtype))
-        return target.to(gram.dtype) - (response - super().forward(gram, tabular, scan_index, response))
+        return target.to(gram.dtype) - (response - super().forward(gram, tabular, scan_index, response, group))
 
     @torch.no_grad()
-    def scan_effects(self, gram: Tensor, tabular: Tensor, scan_index: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def scan_effects(
+        self, gram: Tensor, tabular: Tensor, scan_index: Tensor, target: Tensor, group: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Those of the response's columns, side by side: ``(S, (1 + F) M)``."""
         response = self.task.working_response(target.to(gram.dtype))
-        columns = [super(WorkingRidge, self).scan_effects(gram, tabular, scan_index, y) for y in response.split(1, 1)]
+        effects = super().scan_effects
+        columns = [effects(gram, tabular, scan_index, y, group) for y in response.split(1, 1)]
         dual, left_out = zip(*columns, strict=True)
         return torch.cat(dual, 1), torch.cat(left_out, 1)
 
