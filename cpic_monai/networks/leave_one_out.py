@@ -80,7 +80,7 @@ class LeaveOneOutRidge(nn.Module):
         dual, left_out
             ``dual`` ``(S, 1 + F)``: a scan's coefficients are its centred inner products with the training scans times
             ``dual``. ``left_out`` ``(S, 1 + F)``: each training scan's coefficients by the regression on all other
-            patients, which are as uncertain as a new scan's will be; a head fitted on them does not trust them too much.
+            patients, as uncertain as a new scan's will be; a head fitted on them does not trust them too much.
         """
         system = self._system(gram, tabular, scan_index)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(system.matrix))
