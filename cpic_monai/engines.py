@@ -1,9 +1,11 @@
-"""Recipes: what MONAI's ``SupervisedTrainer`` needs to train C-PIC one way or the other."""
+"""Recipes: what MONAI's ``SupervisedTrainer`` needs to train C-PIC one way or the other; and the run of a trainer."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from ignite.engine import Engine
 from torch import nn
 
 from cpic_monai.batches import PrepareVisits
@@ -11,6 +13,7 @@ from cpic_monai.cross.kinds import is_values_only
 from cpic_monai.inferers import JointInferer, LeaveOneOutInferer, LowRankTerm
 from cpic_monai.networks import CPICNet, LeaveOneOutRidge
 
+logger = logging.getLogger(__name__)
 RECIPES = ("closed_form", "paper")
 
 
@@ -89,3 +92,30 @@ class Recipe:
         """Move the ridge's parameters."""
         self.ridge.to(device)
         return self
+
+
+def train(trainer: Engine, validator: Engine) -> None:
+    """Run a trainer, unless it was resumed after its last epoch: Ignite would begin anew then.
+
+    Parameters
+    ----------
+    trainer
+        With its handlers attached, so that what it resumes from is loaded.
+    validator
+        The engine whose best metric chooses the checkpoint.
+
+    Raises
+    ------
+    RuntimeError
+        If no epoch was validated in the end: there is no checkpoint of this run to go on with.
+    """
+    done, wanted = trainer.state.epoch, trainer.state.max_epochs
+    if wanted is not None and done >= wanted > 0:
+        logger.info(f"training ended after epoch {done} already (`max_epochs` {wanted}): raise it to go on")
+    else:
+        trainer.run()
+    if getattr(validator.state, "best_metric_epoch", -1) == -1:
+        raise RuntimeError(
+            f"no epoch of {trainer.state.epoch} was validated, so there is no checkpoint of this run: raise "
+            "`time_limit` or `max_epochs`, or lower `val_interval`"
+        )

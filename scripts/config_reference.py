@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import sys
+from collections.abc import Mapping
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,11 @@ A key is set on the command line (`--rank 20`, `--cohort_csv study.csv`, `--tabu
 `--config_file "['configs/train.json','mine.json']"`. `a#b#0` is element 0 of `b` in `a`; `+key` adds to a list or
 dictionary instead of replacing it; `@key` is the value of another key, `$...` a Python expression. A class is
 shown without its arguments, and what is long by its kind: open the file to see it.
+
+Order of the files: the workflow (`train`, `evaluate` or `inference`), the cohort (`table`, `inference_table`,
+`brats`), `align`, the method (`small_cohort`, `tangent`, `paper`, `resnet`, the controls, ...), the task (`classify`,
+`survival`), the report (`ridge`, `crop_shape`), `calibrate`, `finetune`, then how it runs (`cache`, `gpu`,
+`multi_gpu_train`), then your own.
 """
 
 
@@ -50,12 +58,21 @@ def is_taken(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(SOURCE)
 
 
+def class_name(value: Mapping[str, Any]) -> str:
+    """The class that a dictionary describes, without its module; taken from the other config if it is a macro."""
+    target = value["_target_"]
+    if target.startswith("%"):
+        path, *keys = target.removeprefix("%").split("::")
+        target = functools.reduce(getitem, keys, json.loads((ROOT / path).read_text(encoding="utf-8")))
+    return f"`{target.split('.')[-1]}`"
+
+
 def shown(value: Any) -> str:
     """A default as a cell of the table."""
     if isinstance(value, dict) and "_target_" in value:
-        return f"`{value['_target_'].split('.')[-1]}`"
+        return class_name(value)
     if isinstance(value, list) and value and all(isinstance(v, dict) and "_target_" in v for v in value):
-        return ", ".join(f"`{v['_target_'].split('.')[-1]}`" for v in value)
+        return ", ".join(map(class_name, value))
     text = value if isinstance(value, str) and value.startswith(("$", "@", "%")) else json.dumps(value)
     if len(text) <= LONGEST:
         return f"`{text}`" if "`" not in text else text

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scans import images, lazy, small_network
 
-from cpic_monai.batches import PrepareVisits, ToUnits, collate_visits
+from cpic_monai.batches import PrepareVisits, ToUnits, collate_visits, patient_number
 
 
 def item(name: str, visits: int, start: float = 0.0, **more: Any) -> dict[str, Any]:
@@ -42,6 +42,16 @@ def test_numpy_rows_missing_labels_and_strata() -> None:
     assert batch["strata"] == {"sex": ["F", "M"], "smoker": ["", "no"]}
 
 
+def test_visits_of_a_patient_have_one_number() -> None:
+    items = [item("a", 1, group="p"), item("b", 2, group="q"), item("c", 1, group="p"), item("d", 1)]
+    del items[3]["group"]
+    group = collate_visits(items)["group"]
+    assert group.dtype == torch.int64
+    assert group[0] == group[3] != group[1] == group[2] != group[4], "without a patient a scan is its own"
+    assert group[4] == patient_number("d")
+    assert patient_number("ID00007637202177411956430") == -4355714905343994600, "the same in every process and run"
+
+
 def test_lazy_scans_stay_a_list() -> None:
     scans = lazy(images(2))
     batch = collate_visits([item("a", 1, image=scans[0]), item("b", 1, image=scans[1])])
@@ -59,6 +69,8 @@ def test_prepared_batch_is_a_call_of_the_network(with_label: bool) -> None:
     assert args == ()
     assert ("label" in kwargs) == with_label
     kwargs.pop("label", None)
+    assert ("group" in kwargs) == with_label
+    kwargs.pop("group", None)
     assert network(image, *args, **kwargs).shape == (3, 3)
     assert kwargs["subjects"] == ["a", "b"]
 

@@ -191,3 +191,27 @@ def test_both_forms_of_checkpoint_are_read(tmp_path: Path) -> None:
         read_checkpoint(flat)
     with pytest.raises(FileNotFoundError, match="train first"):
         read_checkpoint(tmp_path / "nothing.pt")
+
+
+def test_float32_algebra_is_exported(tmp_path: Path) -> None:
+    network = fitted(algebra="float32")
+    export_models(network, tmp_path, forms=())
+    found = torch.jit.load(str(tmp_path / "model.ts"))(noise(3), None, ROWS)
+    torch.testing.assert_close(found, predict(network, noise(3), None), rtol=1e-3, atol=1e-4)
+
+
+def test_scales_are_exported_for_patches_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network = fitted()
+    network.scales = (2,)
+    assert [file.name for file in export_models(network, tmp_path, forms=("image",))] == ["model.ts"]
+    assert "no model_image.onnx: `scales` [2]" in caplog.text
+    model = torch.jit.load(str(tmp_path / "model.ts"))
+    with pytest.raises(torch.jit.Error, match="the model sees several scales"):
+        model(noise(3), None, ROWS)
+    patches = torch.rand(3, len(network.voxels()), 1, *(network.patch_size,) * 3)
+    torch.testing.assert_close(model(patches, None, ROWS), predict(network, patches, None), rtol=1e-3, atol=1e-4)
+
+
+def test_a_tensor_regression_layer_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"only the canonical basis is supported .* tensor regression layer"):
+        StaticCPIC(CPICNet(SHAPE, channels=4, features=(3,), rank=3, projection="trl"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ignite.engine import Engine
 from planted import planted_batch
 from scans import images, small_network
 
 from cpic_monai.batches import PrepareVisits
-from cpic_monai.engines import RECIPES, Recipe
+from cpic_monai.engines import RECIPES, Recipe, train
 from cpic_monai.inferers import LeaveOneOutInferer, QuantileInferer
 from cpic_monai.losses import PinballLoss
 from cpic_monai.networks import LeaveOneOutRidge
@@ -77,3 +78,32 @@ def test_unknown_recipe_is_refused() -> None:
     for index_sets in ("tangent", "random_voxels", "picked_values"):
         with pytest.raises(ValueError, match="set `index_sets` to scan or cohort"):
             Recipe("paper", small_network(index_sets=index_sets), PinballLoss())
+
+
+class _Epochs(Engine):
+    """A trainer that was resumed after some epochs; its validator chooses the first."""
+
+    def __init__(self, done: int, wanted: int, validated: bool = True) -> None:
+        super().__init__(lambda engine, batch: None)
+        self.state.epoch, self.state.max_epochs, self.state.epoch_length = done, wanted, 1
+        self.validator, self.ran = Engine(lambda engine, batch: None), []
+        self.validator.state.best_metric_epoch = 1 if validated else -1
+
+    def run(self, *args, **kwargs):
+        self.ran.append(self.state.epoch)
+        return self.state
+
+
+@pytest.mark.parametrize(("done", "wanted", "runs"), [(0, 3, 1), (2, 3, 1), (3, 3, 0), (5, 3, 0)])
+def test_a_run_that_is_complete_does_not_begin_anew(done: int, wanted: int, runs: int, caplog) -> None:
+    trainer = _Epochs(done, wanted)
+    with caplog.at_level("INFO"):
+        train(trainer, trainer.validator)
+    assert len(trainer.ran) == runs
+    assert (f"training ended after epoch {done} already" in caplog.text) == (not runs)
+
+
+def test_a_run_without_a_validated_epoch_has_no_checkpoint() -> None:
+    trainer = _Epochs(0, 1, validated=False)
+    with pytest.raises(RuntimeError, match="so there is no checkpoint of this run: raise `time_limit`"):
+        train(trainer, trainer.validator)

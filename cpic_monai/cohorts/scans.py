@@ -85,7 +85,7 @@ class ScanCohort(Cohort):
         Column of ``values`` with the first value of the target, where the target is relative to it (FVC in mL). Where
         it is unknown the prediction is a fraction of the first value.
     target_name, unit
-        Of the predictions.
+        Of the predictions; where no scan's first value is known, the cohort's unit says that they are fractions of it.
 
     Raises
     ------
@@ -108,7 +108,7 @@ class ScanCohort(Cohort):
         named = find_scans(scans)
         table = _read_values(values, subject_column) if values is not None else {}
         times = [float(t) for t in visits] if visit_column else [float("nan")]
-        columns = tuple(encoder.tabular.columns)
+        columns, unknown = tuple(encoder.tabular.columns), 0
         relative = encoder.target.mode == "relative_to_first"
         left_out: list[LeftOut] = []
         notes: list[str] = []
@@ -121,7 +121,7 @@ class ScanCohort(Cohort):
             baseline = float(first.get(target_column or "", np.nan))
             if relative and not baseline > 0:
                 notes.append(f"{name}: first value of {target_name} unknown; predictions are fractions of it")
-                baseline = 1.0
+                baseline, unknown = 1.0, unknown + 1
             items.append(
                 {
                     "subject": name,
@@ -138,7 +138,7 @@ class ScanCohort(Cohort):
             items=items,
             columns=columns,
             target_name=target_name,
-            unit=unit,
+            unit=f"fraction of the first {target_name}" if unknown == len(named) else unit,
             visit_name=visit_column.lower().removesuffix("s") if visit_column else None,
             scaler=encoder.target,
             left_out=left_out,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -265,13 +266,15 @@ class ScanIndexSets(nn.Module):
         for subject in list(self.seeds) if subjects is None else subjects:
             self.seeds.pop(subject, None)
 
-    def get_extra_state(self) -> dict[str, Tensor]:
-        """Seed voxels by subject, for the checkpoint."""
-        return dict(self.seeds)
+    def get_extra_state(self) -> dict[str, Any]:
+        """Seed voxels by subject, and the number of the draw, which those of subjects never seen follow from."""
+        return {"draw": self.draw, "seeds": dict(self.seeds)}
 
-    def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        """Restore :meth:`get_extra_state`."""
-        self.seeds = dict(state)
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`get_extra_state`; checkpoints of before the draw was kept hold the seeds alone."""
+        seeds = state["seeds"] if isinstance(state.get("seeds"), dict) else state
+        self.draw = state["draw"] if seeds is not state else 0
+        self.seeds = {subject: codes.cpu() for subject, codes in seeds.items()}
 
 
 def held_out(grid: IndexGrid, generator: torch.Generator | None, count: int = HELD_OUT) -> Tensor:

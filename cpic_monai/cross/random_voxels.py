@@ -82,9 +82,13 @@ class RandomVoxels(nn.Module):
         """Modes of the trains: the voxels of one draw."""
         return (self.count,)
 
+    def _apply(self, fn, recurse=True):
+        """Voxels stay where they are, on the CPU: loader workers read them, and may not touch a GPU."""
+        return self
+
     def codes(self) -> Tensor:
         """All voxels to look at, int64 ``(N,)``: the draws one after the other."""
-        return self.picked.flatten().cpu()
+        return self.picked.flatten()
 
     def voxels(self, subject: str | None = None) -> Tensor:
         """The same as voxel indices int64 ``(N, 3)``; every subject's are alike."""
@@ -130,13 +134,13 @@ class RandomVoxels(nn.Module):
                 voxels = (torch.rand((self.count, len(limit)), generator=generator) * limit).long()
                 found = _first_of_each(torch.cat([found, self.grid.encode(voxels)]))
             draws.append(found[: self.count])
-        self.picked = torch.stack(draws).to(self.picked.device)
+        self.picked = torch.stack(draws)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Take whatever number of draws the checkpoint holds."""
         value = state_dict.get(f"{prefix}picked")
         if value is not None and value.shape[1:] == self.picked.shape[1:]:
-            self.picked = torch.zeros_like(value, device=self.picked.device)
+            self.picked = torch.zeros_like(value, device="cpu")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

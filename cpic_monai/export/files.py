@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from cpic_monai.atomic import replacing
 from cpic_monai.export.static import StaticCPIC
 from cpic_monai.networks import CPICNet
 
+logger = logging.getLogger(__name__)
 FORMS = ("image", "patches")
 
 
@@ -30,7 +32,11 @@ def export_models(network: CPICNet, folder: str | Path, forms: Sequence[str] = F
         Written to: ``model.ts`` and ``model_<form>.onnx``.
     forms
         Inputs that an ONNX file is made for, of ``image`` (dense scan) and ``patches``; none needs no further package.
+        ``image`` is left out, with a warning, where the network sees other scales than 1: a dense scan holds none.
     """
+    if "image" in forms and network.scales != (1,):
+        logger.warning(f"no model_image.onnx: `scales` {[*network.scales]} are not in a dense scan; give patches")
+        forms = [form for form in forms if form != "image"]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "model.ts"
@@ -54,7 +60,7 @@ def export_onnx(network: CPICNet, path: str | Path, form: str = "image") -> Path
     ModuleNotFoundError
         If onnx or onnxscript is not installed.
     TypeError, ValueError
-        See :class:`cpic_monai.export.StaticCPIC`; and for an unknown ``form``.
+        See :class:`cpic_monai.export.StaticCPIC`; for an unknown ``form``, and ``image`` for other scales than 1.
     """
     if form not in FORMS:
         raise ValueError(f"form {form!r} is none of {', '.join(FORMS)}")

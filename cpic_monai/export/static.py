@@ -11,7 +11,7 @@ from cpic_monai.cross.kinds import is_values_only
 from cpic_monai.cross.random_voxels import RandomVoxels
 from cpic_monai.export.static_linear import LinearProjection
 from cpic_monai.export.static_trains import TrainProjection
-from cpic_monai.networks import CPICNet
+from cpic_monai.networks import CanonicalBasis, CPICNet
 from cpic_monai.networks.heads import LogitHead, ordered
 
 
@@ -30,7 +30,8 @@ class StaticCPIC(nn.Module):
     Raises
     ------
     TypeError
-        If each scan has index sets of its own, every voxel is looked at, or the cohort's sets are oversampled.
+        If each scan has index sets of its own, every voxel is looked at, the cohort's sets are oversampled, or features
+        are those of a tensor regression layer.
     ValueError
         If the network was never fitted, or its basis belongs to another number of draws.
     """
@@ -46,7 +47,7 @@ class StaticCPIC(nn.Module):
         self.tabular, self.joint, self.tabular_features = head.tabular, head.joint, head.tabular_features
         self.register_buffer("widths", head.widths)
         self.patch_size, self.in_channels = network.patch_size, network.encoder.in_channels
-        self.shape = list(network.grid.shape)
+        self.shape, self.scales = list(network.grid.shape), list(network.scales)
         # A cube further out than its own reach is empty wherever it lies, so that much padding is enough.
         limit = torch.tensor(self.shape) + self.patch_size // 2
         self.register_buffer("voxels", torch.minimum(sets.voxels().cpu(), limit))
@@ -91,6 +92,8 @@ class StaticCPIC(nn.Module):
         size, reach = self.patch_size, self.patch_size // 2
         if list(image.shape[2:]) != self.shape:
             raise ValueError("the image's shape is not the model's: see spatial_shape in metadata.json")
+        if self.scales != [1]:
+            raise ValueError("the model sees several scales, which a dense image does not hold: give patches")
         # After `reach` voxels of padding in front a cube starts at its voxel's own index.
         padded = nn.functional.pad(image, [reach, 2 * size, reach, 2 * size, reach, 2 * size])
         rows, columns = padded.shape[3], padded.shape[4]
@@ -141,6 +144,11 @@ def _shared_sets(network: CPICNet) -> CohortIndexSets | RandomVoxels:
         raise TypeError(
             "this network cannot be exported: its head gives logits of classes or a log hazard, and only quantiles are "
             "supported; predict in Python"
+        )
+    if not isinstance(network.basis, CanonicalBasis):
+        raise TypeError(
+            "this network cannot be exported: only the canonical basis is supported (`projection` basis), this one has "
+            "a tensor regression layer (trl); predict in Python with configs/inference.json"
         )
     if not network.basis.scans:
         raise ValueError("this network cannot be exported: it was never fitted; load a checkpoint first")

@@ -56,7 +56,7 @@ class _Layout:
         """The basis scans' cores of a mode, float64 ``(draws, scans, rank, n, rank)``; the last bond is the channel."""
         cores = []
         for train in trains:
-            core = train.cores[mode].cpu()
+            core = train.cores[mode].cpu().double()
             right = 0 if mode == len(train.cores) - 1 else self.rank - core.shape[3]
             cores.append(nn.functional.pad(core, (0, right, 0, 0, 0, self.rank - core.shape[1])))
         return torch.stack(cores)

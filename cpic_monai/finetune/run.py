@@ -72,6 +72,9 @@ class FineTuning:
         File of the result.
     trainer, tracker
         The tracker's run is started without the trainer where the encoder is frozen.
+    calibrates_left_out
+        Whether the result will be calibrated on its training scans, left out by a regression that ``refit: head`` does
+        not make.
 
     Raises
     ------
@@ -102,12 +105,18 @@ class FineTuning:
         checkpoint: str | Path,
         trainer: Engine,
         tracker: MLFlowHandler | None = None,
+        calibrates_left_out: bool = False,
     ) -> None:
         for key, value, known in (("freeze", freeze, FREEZE), ("refit", refit, REFIT)):
             if value not in known:
                 raise ValueError(f"`{key}` is {value!r}, none of {', '.join(known)}")
         if refit == "head" and freeze == "none":
             raise ValueError("`refit: head` keeps the basis, which a learning encoder outgrows: set `freeze: encoder`")
+        if refit == "head" and calibrates_left_out:
+            raise ValueError(
+                "`refit: head` keeps the checkpoint's basis, whose features know no scan left out: set "
+                "`calibration_source` to validation"
+            )
         if not pretrained or not Path(pretrained).is_file():
             raise FileNotFoundError(
                 f"`pretrained`: no checkpoint at {pretrained!s}; give the model.pt of a training run or of a packed "

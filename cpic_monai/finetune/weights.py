@@ -89,6 +89,9 @@ def take_voxels_and_basis(network: CPICNet, state: Mapping[str, Any], source: st
     own = network.state_dict()
     records = {"grid_record.facts": network.grid_record, "encoder_record.facts": network.encoder_record}
     wrong = differences(network, state)
+    there, here = ["basis" if "basis.vectors" in weights else "trl" for weights in (state, own)]
+    if there != here:
+        wrong["projection"] = (there, here)
     for key, record in records.items():
         wrong |= record.differences(state.get(key))
     unlike = {key for key in kept if key.startswith("indices.") and "_extra_state" not in key} - own.keys()
@@ -97,9 +100,9 @@ def take_voxels_and_basis(network: CPICNet, state: Mapping[str, Any], source: st
         wrong["index_sets"] = (f"has {', '.join(sorted(unlike))}", f"{kind} has none")
     sets = {key: value for key, value in own.items() if key.startswith("indices.") and isinstance(value, Tensor)}
     for key, value in sets.items():  # the first axis is the draws
-        there = kept[key].shape[1:] if key in kept else ()
-        if there != value.shape[1:]:
-            wrong.setdefault("spatial_shape, unfolding or index_sets", (f"{key} {[*there]}", f"{[*value.shape[1:]]}"))
+        shape = kept[key].shape[1:] if key in kept else ()
+        if shape != value.shape[1:]:
+            wrong.setdefault("spatial_shape, unfolding or index_sets", (f"{key} {[*shape]}", f"{[*value.shape[1:]]}"))
     modes = [*getattr(network.indices, "mode_sizes", network.grid.mode_sizes)]
     trains = [key for key in kept if key.startswith("basis.core_0_")]  # of the first draw, (scans, rank, mode, rank)
     cores = [kept[f"basis.core_0_{k}"].shape[2] for k in range(len(trains))]

@@ -52,7 +52,7 @@ class FineTuning:
     learning_rate
         Of those epochs.
     head
-        Schedule of the head where it goes on; where it is fitted anew, that of training.
+        Schedule of the head where it goes on; where it is fitted anew, :class:`HeadSchedule` at its defaults.
     seed
         Of the head's weights and noise, and of the order of scans.
     """
@@ -113,7 +113,9 @@ def fine_tune(bundle: LabelBundle, items: Sequence[Mapping[str, Any]], how: Fine
     -------
     dict
         ``refit, scans, rows, epoch, total_epochs, loss_before, loss_after`` (pinball loss on the submitted outcomes
-        themselves, in normalised units), ``total_time`` (s), ``at``; also written to ``models/finetuned.json``.
+        themselves, in normalised units), ``total_time`` (s), ``at``, ``head`` (its schedule), ``calibration``
+        (``none``, or ``dropped`` where the bundle's intervals were calibrated); also written to
+        ``models/finetuned.json``.
 
     Raises
     ------
@@ -126,6 +128,9 @@ def fine_tune(bundle: LabelBundle, items: Sequence[Mapping[str, Any]], how: Fine
     way = how.way(len(items), network.rank)
     pretrained = _keep_pretrained(bundle.checkpoint)
     network.load_state_dict(pretrained["model"])
+    calibrated = bool((network.head.widths != 1).any())
+    if calibrated:
+        logger.warning("the bundle's intervals were calibrated; those of the fine-tuned head are not")
     loss = PinballLoss(bundle.quantiles)
     data = Dataset(bundle.encoder.apply(items), bundle.get("preprocessing"))
     size = int(bundle.get("batch_size", 20))
@@ -153,6 +158,7 @@ def fine_tune(bundle: LabelBundle, items: Sequence[Mapping[str, Any]], how: Fine
         "total_time": round(time.time() - begun, 2),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "head": asdict(how.head) if way == "head" else asdict(HeadSchedule()),
+        "calibration": "dropped" if calibrated else "none",
     }
     state = {"model": network.state_dict(), "encoder": bundle.encoder.state_dict(), "finetuned": stats}
     save_atomically(state, bundle.checkpoint)

@@ -99,8 +99,15 @@ class CanonicalBasis(nn.Module):
 
     @torch.no_grad()
     def update(self, trains: Sequence[TensorTrain]) -> None:
-        """Let the basis move: these scans join the most recent ones, the oldest leave (paper, "Feature projection")."""
+        """Let the basis move: these scans join the most recent ones, the oldest leave (paper, "Feature projection").
+
+        Raises
+        ------
+        ValueError
+            If the numbers of draws differ.
+        """
         if self.scans:
+            _check_draws(trains, self.trains)
             kept = [t[max(0, self.scans - max(self.memory - trains[0].batch, 0)) :] for t in self.trains]
             trains = [concatenate([a.to(b.cores[0]), b]) for a, b in zip(kept, trains, strict=True)]
         self.fit(trains)
@@ -144,10 +151,16 @@ def mean_inner(a: Sequence[TensorTrain], b: Sequence[TensorTrain]) -> Tensor:
     ValueError
         If the numbers of draws differ.
     """
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} draws of index sets meet a basis of {len(b)}: refit the basis after changing draws")
+    _check_draws(a, b)
     # Few numbers, whose differences matter: float64 whatever the precision of the cores.
     return torch.stack([inner(x, y.to(x.cores[0])) for x, y in zip(a, b, strict=True)]).double().mean(0)
+
+
+def _check_draws(trains: Sequence[TensorTrain], basis: Sequence[TensorTrain]) -> None:
+    if len(trains) != len(basis):
+        raise ValueError(
+            f"{len(trains)} draws of index sets meet a basis of {len(basis)}: refit the basis after changing draws"
+        )
 
 
 def _principal(centred: Tensor, rank: int) -> Tensor:

@@ -119,7 +119,7 @@ class CPICNet(ScanNetwork):
         self.encoder = (
             PatchEncoder(in_channels, channels, features, pooling=pooling) if encoder else VoxelValues(in_channels)
         )
-        self.grid_record, self.encoder_record = GridRecord(self.grid), EncoderRecord(self.encoder.pooling)
+        self.grid_record, self.encoder_record = GridRecord(self.grid), EncoderRecord(self.encoder.pooling, scales)
         self.rank, self.seed, self.scales, self.moving_basis = rank, seed, tuple(scales), moving_basis
         self.index_batch_bytes, self.foreground = index_batch_bytes, foreground
         if algebra not in ALGEBRA:
@@ -229,7 +229,13 @@ class CPICNet(ScanNetwork):
         return list(torch.cat(seen, dim=1))
 
     def source(self, image: Tensor | Sequence[LazyScan]) -> PatchSource:
-        """The patches of a dense image or of lazy scans."""
+        """The patches of a dense image or of lazy scans.
+
+        Raises
+        ------
+        ValueError
+            If the image has another shape, or is dense while the network sees it at several scales.
+        """
         if not isinstance(image, Tensor):
             for scan in image:
                 self._check_shape(tuple(scan.shape)[-3:])
@@ -239,6 +245,11 @@ class CPICNet(ScanNetwork):
         if image.ndim != 5:
             raise ValueError(f"image has shape {tuple(image.shape)}; expected (B, C, D, H, W) or (B, N, C, p, p, p)")
         self._check_shape(tuple(image.shape[2:]))
+        if self.scales != (1,):
+            raise ValueError(
+                f"a dense image can be read at scale 1 alone, this network has `scales` {[*self.scales]}: give lazy "
+                "scans (cpic_monai.transforms.VirtualScan) or patches sampled at these scales"
+            )
         return DenseSource(image, self.patch_size)
 
     def seeds(self, source: PatchSource, generator: torch.Generator, count: int | None = None) -> Tensor:

@@ -2,11 +2,12 @@
 
 Voxels are kept as codes, and what a code means, the grid says: grids that are padded alike (60 x 64 x 64 and
 64 x 64 x 64 voxels, or cells of 2 and of 3 voxels) have tables of equal sizes. An encoder that pools has the weights of
-one that does not.
+one that does not, and one that sees two scales those of one that sees two channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class SettingsRecord(nn.Module):
         if other is None:
             return {}
         there, here = self.named(other.tolist()), self.named(self.facts.tolist())
-        return {key: (there[key], here[key]) for key in here if there[key] != here[key]}
+        return {key: (there[key], here[key]) for key in here if key in there and there[key] != here[key]}
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -65,13 +66,17 @@ class GridRecord(SettingsRecord):
 
 
 class EncoderRecord(SettingsRecord):
-    """How many positions along an axis an encoder averages over, ``(1,)``."""
+    """How many positions along an axis an encoder averages over, and the scales of its patches, ``(1 + number,)``.
 
-    consequence = "its patches would be of another size"
+    Records of before scales were kept hold ``pooling`` alone, and are compared in that.
+    """
 
-    def __init__(self, pooling: int) -> None:
-        super().__init__([pooling])
+    consequence = "its patches would be others"
+
+    def __init__(self, pooling: int, scales: Sequence[int]) -> None:
+        super().__init__([pooling, *scales])
 
     def named(self, facts: list[int]) -> dict[str, Any]:
         """Config key to value."""
-        return {"pooling": facts[0]}
+        pooling, *scales = facts
+        return {"pooling": pooling, **({"scales": scales} if scales else {})}

@@ -152,6 +152,7 @@ def test_a_run_that_cannot_start_leaves_no_checkpoint(overrides, fault, words, b
         ({"freeze": "half"}, "`freeze` is 'half', none of encoder, none"),
         ({"refit": "all"}, "`refit` is 'all', none of basis, head"),
         ({"freeze": "none", "refit": "head"}, "set `freeze: encoder`"),
+        ({"refit": "head", "calibrates_left_out": True}, "set `calibration_source` to validation"),
         ({}, "would be overwritten by the result: give another `output_dir`"),
     ],
 )
@@ -177,6 +178,7 @@ def test_settings_that_contradict_each_other_are_refused(settings, words, tmp_pa
         ({"spatial_shape": (7, 8, 8)}, r"spatial_shape: donor.pt \[8, 8, 8\], network \[7, 8, 8\]"),
         ({"grid_step": 2}, "grid_step: donor.pt 1, network 2"),
         ({"index_sets": "random_voxels"}, "index_sets"),
+        ({"projection": "trl"}, "projection: donor.pt basis, network trl"),
     ],
 )
 def test_voxels_and_basis_of_another_form_are_not_kept(settings, words):

@@ -135,13 +135,29 @@ def test_resume_is_bit_for_bit(bundle_folder, phantom, tmp_path):
         assert torch.equal(value, parts["ridge"][key]), key
 
 
+def test_a_finished_run_is_evaluated_and_not_trained_again(bundle_folder, trained, phantom, tmp_path):
+    shutil.copytree(trained / "models", tmp_path / "models")
+    files = [tmp_path / "models" / name for name in ("model.pt", "last.pt")]
+    before = [file.read_bytes() for file in files]
+    run_config("training", "train", **SMALL, dataset_dir=str(phantom), output_dir=str(tmp_path), resume=True)
+    assert [file.read_bytes() for file in files] == before
+    found, expected = (json.loads((f / "eval" / "metrics.json").read_text()) for f in (tmp_path, trained))
+    assert found["test"]["mlll"] == pytest.approx(expected["test"]["mlll"], rel=1e-6)
+
+
 def test_paper_recipe_trains(bundle_folder, phantom, tmp_path):
     overrides = {**SMALL, "dataset_dir": str(phantom), "output_dir": str(tmp_path)}
     run_config("training", ["train", "paper"], **overrides)
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert np.isfinite(metrics["test"]["mlll"])
     checkpoint = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
-    assert checkpoint["model"]["indices._extra_state"], "index sets by subject belong to the checkpoint"
+    assert checkpoint["model"]["indices._extra_state"]["seeds"], "index sets by subject belong to the checkpoint"
+    # Voxels of the test scans, which the checkpoint has never seen, follow from the number of the draw.
+    shutil.copytree(tmp_path / "models", tmp_path / "again" / "models")
+    again = {**MODEL, **SPLIT, "index_sets": "scan", "sampling": []}
+    run_config("evaluating", "evaluate", **again, dataset_dir=str(phantom), output_dir=str(tmp_path / "again"))
+    repeated = json.loads((tmp_path / "again" / "eval" / "metrics.json").read_text())
+    assert repeated["test"]["rmse"] == pytest.approx(metrics["test"]["rmse"], rel=1e-4)
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better(bundle_folder, phantom, tmp_path):
@@ -174,3 +190,17 @@ def test_brats_overlay_reads_four_sequences(bundle_folder, brats, tmp_path):
     assert "ALIVE" in (tmp_path / "out" / "eval" / "report.html").read_text(), "and reported"
     first = torch.load(tmp_path / "out" / "models" / "model.pt", weights_only=True)["model"]["encoder.layers.0.weight"]
     assert first.shape[1] == 4
+    # New patients: no outcome is asked for, so the one who is alive is predicted as well.
+    run_config(
+        "run",
+        ["inference", "brats"],
+        dataset_dir=str(brats),
+        output_dir=str(tmp_path / "out"),
+        sequences=["t1", "t1ce", "t2", "flair"],
+        target_name="survival",
+        unit="days",
+        spatial_shape=[16, 16, 16],
+        **{"cohort#require_target": False},
+        **{key: small[key] for key in ("rank", "channels")},
+    )
+    assert len(pd.read_csv(tmp_path / "out" / "predictions" / "predictions.csv")) == 12

@@ -73,6 +73,13 @@ def test_values_come_from_the_first_visit_and_times_from_the_config(tmp_path):
     np.testing.assert_allclose(second["tabular"].numpy()[:, 1], 0.0, atol=1e-6)
     assert second["offset"].unique().tolist() == [1.0]
     assert any("p2" in note for note in cohort.notes)
+    assert cohort.unit == "mL"
+
+
+def test_where_no_first_value_is_known_the_unit_says_so(tmp_path):
+    _save(tmp_path / "p1.nii.gz")
+    cohort = ScanCohort(tmp_path, _encoder(), target_column="FVC", target_name="FVC", unit="mL")
+    assert cohort.unit == "fraction of the first FVC"
 
 
 def test_a_table_without_the_subject_column_is_refused(tmp_path):

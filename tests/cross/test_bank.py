@@ -87,9 +87,13 @@ def test_own_index_sets_recover_each_scan_and_keep_their_seeds() -> None:
     torch.testing.assert_close(train.full(), TRUE.full(), rtol=1e-8, atol=1e-8)
     assert indices.groups == 2
     sets.seeds = {"a": torch.tensor([1, 2]), "b": torch.tensor([3, 4])}
+    sets.draw = 5
     other = ScanIndexSets(GRID, RANK, CHANNELS)
     other.load_state_dict(sets.state_dict())
     assert {k: v.tolist() for k, v in other.seeds.items()} == {"a": [1, 2], "b": [3, 4]}
+    assert other.draw == 5, "those of subjects never seen follow from the number of the draw"
+    other.set_extra_state(dict(sets.seeds))  # a checkpoint of before it was kept
+    assert (other.draw, list(other.seeds)) == (0, ["a", "b"])
     other.forget(["a", "nobody"])
     assert list(other.seeds) == ["b"]
     other.forget()

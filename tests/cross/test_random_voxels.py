@@ -97,3 +97,9 @@ def test_refusals() -> None:
     assert {type(make_index_sets(kind, grid, 3, 2)).__name__ for kind in INDEX_SETS} == {
         "CohortIndexSets", "ScanIndexSets", "EveryVoxel", "PickedValues", "RandomVoxels", "TangentIndexSets"
     }  # fmt: skip
+
+
+def test_voxels_stay_where_loader_workers_can_read_them() -> None:
+    network = small_network(index_sets="random_voxels").to("meta")
+    assert network.indices.codes().device.type == "cpu"
+    assert next(network.encoder.parameters()).device.type == "meta"

@@ -256,3 +256,16 @@ def test_every_cell_is_the_tt_svd_of_every_second_encoding() -> None:
     places = [slice(o, None, 2) for o in coarse.grid.offset]
     expected = fine.grid.fold(all_voxels.full().detach())[(slice(None), *places)]
     torch.testing.assert_close(coarse.grid.fold(cells.full().detach()), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_dense_image_has_no_scales() -> None:
+    network = small_network(scales=(2,))
+    with pytest.raises(ValueError, match=r"this network has `scales` \[2\]: give lazy scans"):
+        network(images(2))
+
+
+def test_a_moving_basis_of_other_draws_is_an_error() -> None:
+    network = small_network(draws=2)
+    network.basis.fit(network.decompose(images(4)))
+    with pytest.raises(ValueError, match="1 draws of index sets meet a basis of 2"):
+        network.basis.update(network.decompose(images(3))[:1])

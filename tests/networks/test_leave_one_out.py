@@ -1,4 +1,4 @@
-"""Leave-one-scan-out ridge against brute-force refits."""
+"""Leave-one-patient-out ridge against brute-force refits."""
 
 from __future__ import annotations
 
@@ -118,3 +118,42 @@ def test_too_few_scans_are_refused() -> None:
 def test_group_rows_by_hand() -> None:
     members, real = group_rows(torch.tensor([1, 0, 1, 1]), 3)
     assert [m[r].tolist() for m, r in zip(members, real, strict=True)] == [[1], [0, 2, 3], []]
+
+
+def test_a_patient_is_left_out_with_all_scans() -> None:
+    gram, tabular, scans, target = problem()
+    ridge = LeaveOneOutRidge(PENALTY, COMMON, SCAN)
+    patients = torch.tensor([7, -3, 7, 5, 7, 2**62])[scans]  # scans 0, 2 and 4 are of one patient
+    own = patients == 7
+    changed = torch.where(own[:, None], target + 100.0, target)
+    before, after = (ridge(gram, tabular, scans, t, patients) for t in (target, changed))
+    torch.testing.assert_close(after[own], before[own], rtol=1e-9, atol=1e-9)
+    assert float((after[~own] - before[~own]).abs().min()) > 1e-3
+    effects = [ridge.scan_effects(gram, tabular, scans, t, patients)[1] for t in (target, changed)]
+    for scan in (0, 2, 4):
+        torch.testing.assert_close(effects[1][scan], effects[0][scan], rtol=1e-9, atol=1e-9)
+    # By their own scan's number alone the other scans of the patient tell on each other.
+    assert float((ridge(gram, tabular, scans, changed) - ridge(gram, tabular, scans, target))[own].abs().min()) > 1e-3
+    alone = ridge(gram, tabular, scans, target, scans + 10)
+    torch.testing.assert_close(alone, ridge(gram, tabular, scans, target), rtol=0, atol=0)
+
+
+def test_a_twin_in_the_batch_predicts_nothing() -> None:
+    """Twelve scans of noise, each twice: by patients the loss is that of knowing nothing, by scans far less."""
+    generator = torch.Generator().manual_seed(1)
+    root = torch.randn((12, 40), generator=generator, dtype=torch.float64).repeat(2, 1)
+    target = torch.randn((12, 1), generator=generator, dtype=torch.float64).repeat(2, 1)
+    scans, patients = torch.arange(24), torch.arange(12).repeat(2)
+    ridge, blank = LeaveOneOutRidge(), torch.zeros((24, 0), dtype=torch.float64)
+    losses = [
+        float((ridge(root @ root.T, blank, scans, target, g) - target).square().mean().detach())
+        for g in (None, patients)
+    ]
+    assert losses[0] < 0.4 * float(target.var())
+    assert losses[1] > 0.8 * float(target.var())
+
+
+def test_a_batch_of_one_patient_is_an_error() -> None:
+    gram, tabular, scans, target = problem()
+    with pytest.raises(ValueError, match="all scans of the batch are of one patient"):
+        LeaveOneOutRidge()(gram, tabular, scans, target, torch.zeros_like(scans))

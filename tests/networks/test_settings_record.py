@@ -46,3 +46,12 @@ def test_a_checkpoint_without_a_record_loads() -> None:
     assert fresh.grid_record.facts.tolist() == [*fresh.grid.shape, 1, 2]
     assert fresh.grid_record.differences(None) == {}
     assert fresh.grid_record.differences(torch.tensor([*fresh.grid.shape, 2, 2])) == {"grid_step": (2, 1)}
+
+
+def test_other_scales_of_as_many_channels_are_refused_by_name() -> None:
+    saved = network(scales=(2,)).state_dict()
+    network(scales=(2,)).load_state_dict(saved)
+    with pytest.raises(RuntimeError, match=r"`scales` is \[1\], the checkpoint's was \[2\]"):
+        network().load_state_dict(saved)
+    saved["encoder_record.facts"] = saved["encoder_record.facts"][:1]  # as before scales were kept
+    network().load_state_dict(saved)
