@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from ignite.engine import Engine
+from monai.handlers import MLFlowHandler
 from torch import nn
 
 from cpic_monai.batches import PrepareVisits
@@ -94,7 +95,7 @@ class Recipe:
         return self
 
 
-def train(trainer: Engine, validator: Engine) -> None:
+def train(trainer: Engine, validator: Engine, tracker: MLFlowHandler | None = None) -> None:
     """Run a trainer, unless it was resumed after its last epoch: Ignite would begin anew then.
 
     Parameters
@@ -103,6 +104,8 @@ def train(trainer: Engine, validator: Engine) -> None:
         With its handlers attached, so that what it resumes from is loaded.
     validator
         The engine whose best metric chooses the checkpoint.
+    tracker
+        Its run, which the trainer would begin, is begun for the evaluation that follows if there is nothing to train.
 
     Raises
     ------
@@ -112,6 +115,8 @@ def train(trainer: Engine, validator: Engine) -> None:
     done, wanted = trainer.state.epoch, trainer.state.max_epochs
     if wanted is not None and done >= wanted > 0:
         logger.info(f"training ended after epoch {done} already (`max_epochs` {wanted}): raise it to go on")
+        if tracker is not None:
+            tracker.start(trainer)
     else:
         trainer.run()
     if getattr(validator.state, "best_metric_epoch", -1) == -1:
