@@ -121,7 +121,7 @@ def checkpoints(folder: Path) -> Result:
     LastCheckpoint(folder / "last.pt", {"model": network})(engine)
     best, last = (torch.load(folder / name, weights_only=True) for name in ("model.pt", "last.pt"))
     return {
-        "subjects": sorted(best["model"]["indices._extra_state"]),
+        "subjects": sorted(best["model"]["indices._extra_state"]["seeds"]),
         "epoch": last["epoch"],
         "files": sorted(p.name for p in folder.glob("*.pt")),
     }
