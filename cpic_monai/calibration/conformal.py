@@ -39,9 +39,8 @@ class ConformalCalibration:
     are a little smaller than a new patient's; where it is small, the factors are noisy.
 
     ``train_leave_one_out`` (recipe ``closed_form``): those of the training split, each scan described by the ridge
-    regression on all *other* scans and predicted by a head fitted without its patient (cross-conformal, Vovk 2015).
-    Many more patients, but the encoder has learned from their outcomes, and of a patient with several scans one scan is
-    left out, not all: approximate, without the finite-sample promise.
+    regression on all *other* patients and predicted by a head fitted without its patient (cross-conformal, Vovk 2015).
+    Many more patients, but the encoder has learned from their outcomes: approximate, without the finite-sample promise.
 
     Parameters
     ----------
