@@ -64,7 +64,7 @@ def test_small_cohort_trains_and_is_evaluated_again(bundle_folder, phantom, tmp_
     small["output_dir"] = str(tmp_path)
     run_config("training", ["train", "small_cohort"], passes=1, max_epochs=1, **small)
     first = json.loads((tmp_path / "eval" / "metrics.json").read_text())
-    assert torch.load(tmp_path / "models" / "model.pt")["model"]["encoder_record.facts"].tolist() == [5]
+    assert torch.load(tmp_path / "models" / "model.pt")["model"]["encoder_record.facts"].tolist() == [5, 1]
     again = small | {"eval_dir": str(tmp_path / "again")}
     run_config("evaluating", ["evaluate", "small_cohort"], **again)
     second = json.loads((tmp_path / "again" / "metrics.json").read_text())
