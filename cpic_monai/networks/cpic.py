@@ -229,28 +229,14 @@ class CPICNet(ScanNetwork):
         return list(torch.cat(seen, dim=1))
 
     def source(self, image: Tensor | Sequence[LazyScan]) -> PatchSource:
-        """The patches of a dense image or of lazy scans.
-
-        Raises
-        ------
-        ValueError
-            If the image has another shape, or is dense while the network sees it at several scales.
-        """
+        """The patches of a dense image or of lazy scans; a ValueError if one has another shape, or no scales."""
         if not isinstance(image, Tensor):
             for scan in image:
                 self._check_shape(tuple(scan.shape)[-3:])
             return LazySource(image, self.patch_size, self.scales)
-        if image.ndim == 6:
-            raise ValueError("sampled patches hold the model's own voxels only: give a dense image or lazy scans here")
-        if image.ndim != 5:
-            raise ValueError(f"image has shape {tuple(image.shape)}; expected (B, C, D, H, W) or (B, N, C, p, p, p)")
+        source = DenseSource(image, self.patch_size, self.scales)
         self._check_shape(tuple(image.shape[2:]))
-        if self.scales != (1,):
-            raise ValueError(
-                f"a dense image can be read at scale 1 alone, this network has `scales` {[*self.scales]}: give lazy "
-                "scans (cpic_monai.transforms.VirtualScan) or patches sampled at these scales"
-            )
-        return DenseSource(image, self.patch_size)
+        return source
 
     def seeds(self, source: PatchSource, generator: torch.Generator, count: int | None = None) -> Tensor:
         """Codes int64 ``(S, count)`` of random foreground voxels of each scan, ``rank`` of them by default."""

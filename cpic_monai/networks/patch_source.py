@@ -45,9 +45,24 @@ class PatchSource(Protocol):
 
 
 class DenseSource:
-    """A dense image tensor ``(B, C, D, H, W)``; outside of it everything is zero, the background."""
+    """A dense image tensor ``(B, C, D, H, W)``; outside of it everything is zero, the background.
 
-    def __init__(self, image: Tensor, patch_size: int) -> None:
+    Raises
+    ------
+    ValueError
+        If it has another number of axes, or other ``scales`` than 1 are wanted, of which it holds none.
+    """
+
+    def __init__(self, image: Tensor, patch_size: int, scales: Sequence[int] = (1,)) -> None:
+        if image.ndim == 6:
+            raise ValueError("sampled patches hold the model's own voxels only: give a dense image or lazy scans here")
+        if image.ndim != 5:
+            raise ValueError(f"image has shape {tuple(image.shape)}; expected (B, C, D, H, W) or (B, N, C, p, p, p)")
+        if tuple(scales) != (1,):
+            raise ValueError(
+                f"a dense image can be read at scale 1 alone, this network has `scales` {[*scales]}: give lazy "
+                "scans (cpic_monai.transforms.VirtualScan) or patches sampled at these scales"
+            )
         self.image, self.patch_size = image, patch_size
         self.batch = image.shape[0]
 
