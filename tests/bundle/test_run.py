@@ -174,33 +174,18 @@ def test_early_stopping_ends_a_run_that_gets_no_better(bundle_folder, phantom, t
 
 
 def test_brats_overlay_reads_four_sequences(bundle_folder, brats, tmp_path):
-    small = {key: SMALL[key] for key in ("rank", "channels", "passes", "max_epochs", "head", "folds")}
-    run_config(
-        "training",
-        ["train", "brats"],
-        dataset_dir=str(brats),
-        output_dir=str(tmp_path / "out"),
-        sequences=["t1", "t1ce", "t2", "flair"],
-        spatial_shape=[16, 16, 16],
-        batch_size=5,
-        **small,
-    )
+    given: dict[str, Any] = {
+        "dataset_dir": str(brats), "output_dir": str(tmp_path / "out"), "sequences": ["t1", "t1ce", "t2", "flair"],
+        "spatial_shape": [16, 16, 16], "rank": SMALL["rank"], "channels": SMALL["channels"],
+    }  # fmt: skip
+    small = {key: SMALL[key] for key in ("passes", "max_epochs", "head", "folds")}
+    run_config("training", ["train", "brats"], batch_size=5, **given, **small)
     metrics = json.loads((tmp_path / "out" / "eval" / "metrics.json").read_text())
     assert sum(entry["n"] for entry in metrics.values()) == 11, "the patient alive is left out"
     assert "ALIVE" in (tmp_path / "out" / "eval" / "report.html").read_text(), "and reported"
     first = torch.load(tmp_path / "out" / "models" / "model.pt", weights_only=True)["model"]["encoder.layers.0.weight"]
     assert first.shape[1] == 4
     # New patients: no outcome is asked for, so the one who is alive is predicted as well.
-    run_config(
-        "run",
-        ["inference", "brats"],
-        dataset_dir=str(brats),
-        output_dir=str(tmp_path / "out"),
-        sequences=["t1", "t1ce", "t2", "flair"],
-        target_name="survival",
-        unit="days",
-        spatial_shape=[16, 16, 16],
-        **{"cohort#require_target": False},
-        **{key: small[key] for key in ("rank", "channels")},
-    )
+    known = {"target_name": "survival", "unit": "days", "cohort#require_target": False}
+    run_config("run", ["inference", "brats"], **given, **known)
     assert len(pd.read_csv(tmp_path / "out" / "predictions" / "predictions.csv")) == 12
