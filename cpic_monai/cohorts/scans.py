@@ -12,6 +12,7 @@ import pandas as pd
 
 from cpic_monai.cohorts.cohort import Cohort, LeftOut
 from cpic_monai.cohorts.prepare import ItemEncoder
+from cpic_monai.cohorts.target import fraction_of_first
 
 __all__ = ["ScanCohort", "find_scans"]
 
@@ -138,7 +139,7 @@ class ScanCohort(Cohort):
             items=items,
             columns=columns,
             target_name=target_name,
-            unit=f"fraction of the first {target_name}" if unknown == len(named) else unit,
+            unit=fraction_of_first(target_name) if unknown == len(named) else unit,
             visit_name=visit_column.lower().removesuffix("s") if visit_column else None,
             scaler=encoder.target,
             left_out=left_out,

@@ -88,3 +88,8 @@ class TargetScaler:
         self.mode, self.factor = str(state["mode"]), float(state["factor"])
         self.mean, self.sd, self._fitted = float(state["mean"]), float(state["sd"]), bool(state["fitted"])
         return self
+
+
+def fraction_of_first(target_name: str) -> str:
+    """Unit of predictions of a target that is relative to its first value, where that value is not known."""
+    return f"fraction of the first {target_name}"

@@ -11,6 +11,7 @@ import numpy as np
 
 from cpic_monai.cohorts import Column, ItemEncoder
 from cpic_monai.cohorts.tabular import is_missing
+from cpic_monai.cohorts.target import fraction_of_first
 
 __all__ = ["Expected", "RequestError"]
 
@@ -96,7 +97,7 @@ class Expected:
         target = np.full(len(visits), np.nan)
         item = self._item(subject, image, values, visits, target, 1.0 if baseline is None else baseline)
         unknown = self.baseline_column is not None and baseline is None
-        item["unit"] = f"fraction of the first {self.target_name}" if unknown else self.unit
+        item["unit"] = fraction_of_first(self.target_name) if unknown else self.unit
         return item, notes
 
     def submitted(self, subject: str, image: str, outcome: Any) -> dict[str, Any]:
