@@ -1,8 +1,9 @@
-"""Ignite handlers: seeds, index selection, gradients over processes, basis and head, checkpoints."""
+"""Ignite handlers: seeds, index selection, gradients over processes, basis and head, checkpoints, ends."""
 
 from cpic_monai.handlers.checkpoint import BestCheckpoint, LastCheckpoint
 from cpic_monai.handlers.fit import FitBasisAndHead
 from cpic_monai.handlers.gradients import AverageGradients
+from cpic_monai.handlers.patience import StopWithoutBetter
 from cpic_monai.handlers.seed import SeedEpoch
 from cpic_monai.handlers.select import SelectIndexSets
 from cpic_monai.handlers.time_limit import TrainingTimeLimit
@@ -14,5 +15,6 @@ __all__ = [
     "LastCheckpoint",
     "SeedEpoch",
     "SelectIndexSets",
+    "StopWithoutBetter",
     "TrainingTimeLimit",
 ]

@@ -171,6 +171,9 @@ def test_early_stopping_ends_a_run_that_gets_no_better(bundle_folder, phantom, t
     worse = [i for i in range(1, len(scores)) if scores[i] <= max(scores[:i])]
     expected = worse[0] + 1 if worse else 6
     assert last["epoch"] == len(scores) == expected
+    # The count goes on in a run that is resumed: this one has nothing left to train.
+    run_config("training", "train", **overrides, resume=True)
+    assert torch.load(tmp_path / "models" / "last.pt", weights_only=True)["epoch"] == expected
 
 
 def test_brats_overlay_reads_four_sequences(bundle_folder, brats, tmp_path):
