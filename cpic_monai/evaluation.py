@@ -70,11 +70,11 @@ class Evaluation:
     cohort
         Facts for the report (:meth:`cpic_monai.cohorts.Cohort.describe`).
     provenance
-        Of :func:`cpic_monai.report.collect_provenance`, or a callable that gives it when the report is written.
+        Gives :func:`cpic_monai.report.collect_provenance`'s when the report is written: settings are complete then.
     sigma_min, error_max
         Clips of mLLL in the target's unit.
     curves
-        Training curves for the report, or a callable that gives them when the report is written.
+        Gives training curves when the report is written (:class:`cpic_monai.tracking.Curves`).
     window
         Intensities, after preprocessing, drawn as black and white.
     tabular_baseline
@@ -96,10 +96,10 @@ class Evaluation:
         scans: Sequence[dict[str, Any]] = (),
         pictures: int = 3,
         cohort: Mapping[str, Any] | None = None,
-        provenance: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        provenance: Callable[[], Mapping[str, Any]] = dict,
         sigma_min: float = 70.0,
         error_max: float = 1000.0,
-        curves: Any = None,
+        curves: Callable[[], Mapping[str, Any]] = dict,
         window: Sequence[float] = (0.0, 1.0),
         tabular_baseline: Callable[[], Mapping[str, pd.DataFrame]] | None = None,
         baselines: Mapping[str, Callable[[], Mapping[str, pd.DataFrame]]] | None = None,
@@ -144,8 +144,8 @@ class Evaluation:
             unit=self.unit,
             visit_name=self.visit_name,
             picked=self.pictures_of(self.pictured(frame)),
-            curves=self.curves() if callable(self.curves) else self.curves,
-            provenance=self.provenance() if callable(self.provenance) else self.provenance,
+            curves=self.curves(),
+            provenance=self.provenance(),
             sigma_min=self.sigma_min,
             error_max=self.error_max,
         )

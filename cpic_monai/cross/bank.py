@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cpic_monai.cross.dead_pivots import without_dead
+from cpic_monai.cross.host import HostModule
 from cpic_monai.cross.index_sets import CrossIndices, CrossPlan, left_sizes, make_plan, oversampled, right_sizes
 from cpic_monai.cross.interpolation import Ridge
 from cpic_monai.cross.planned import StackedPlan, interpolate_plan, stack_plan
@@ -20,7 +21,7 @@ from cpic_monai.tensor_train import TensorTrain, truncate_train, tt_svd
 HELD_OUT = 512  # random voxels that say which of several index sets are best
 
 
-class CohortIndexSets(nn.Module):
+class CohortIndexSets(HostModule):
     """Index sets shared by all scans: part of the model, saved with it, no search at inference.
 
     Parameters
@@ -99,10 +100,6 @@ class CohortIndexSets(nn.Module):
         if device not in self._stacked:
             self._stacked[device] = [stack_plan(plan, device) for plan in self.plans]
         return self._stacked[device]
-
-    def _apply(self, fn, recurse=True):
-        """Index sets stay where they are, on the CPU: loader workers read them, and may not touch a GPU."""
-        return self
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_stacked": {}}  # loader workers have no use for it

@@ -11,9 +11,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cpic_monai.cross.bank import CohortIndexSets
+from cpic_monai.cross.host import HostModule
 from cpic_monai.cross.sweep import Evaluate
 from cpic_monai.grid import IndexGrid
 from cpic_monai.tensor_train import TensorTrain
@@ -39,7 +40,7 @@ class PickedValues(CohortIndexSets):
         return [as_train(part) for part in self.split(values)]
 
 
-class RandomVoxels(nn.Module):
+class RandomVoxels(HostModule):
     """Random foreground voxels, equal in number to those of the cohort's cross indices and shared by all scans.
 
     Parameters
@@ -81,10 +82,6 @@ class RandomVoxels(nn.Module):
     def mode_sizes(self) -> tuple[int, ...]:
         """Modes of the trains: the voxels of one draw."""
         return (self.count,)
-
-    def _apply(self, fn, recurse=True):
-        """Voxels stay where they are, on the CPU: loader workers read them, and may not touch a GPU."""
-        return self
 
     def codes(self) -> Tensor:
         """All voxels to look at, int64 ``(N,)``: the draws one after the other."""

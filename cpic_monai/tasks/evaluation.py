@@ -40,8 +40,10 @@ class TaskEvaluation:
         Names and scores the predictions.
     target_name
         Of the cohort.
-    cohort, provenance
-        Facts for the page; of the provenance also a callable that gives it when the page is written.
+    cohort
+        Facts for the page.
+    provenance
+        Gives those of the run when the page is written: only then all settings are known.
     """
 
     def __init__(
@@ -53,10 +55,10 @@ class TaskEvaluation:
         task: Task,
         target_name: str,
         cohort: Mapping[str, Any] | None = None,
-        provenance: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        provenance: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.evaluator, self.loaders, self.output_dir, self.task = evaluator, dict(loaders), Path(output_dir), task
-        self.target_name, self.cohort, self.provenance = target_name, cohort or {}, provenance or {}
+        self.target_name, self.cohort, self.provenance = target_name, cohort or {}, provenance
 
     def run(self) -> dict[str, Any]:
         """Predict, score, write; returns the content of ``metrics.json`` (empty but in the first process)."""
@@ -113,7 +115,7 @@ class TaskEvaluation:
         """The metrics as a table, and what the cohort and the run were."""
         scores = pd.DataFrame(metrics).T.rename_axis("split").reset_index()
         title = f"{self.target_name}: predictions of C-PIC"
-        run = self.provenance() if callable(self.provenance) else self.provenance
+        run = self.provenance()
         facts = json.dumps({"cohort": self.cohort, "run": run}, indent=2, default=str)
         text = (
             f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
