@@ -40,18 +40,20 @@ class ScanRidge(ABC):
     Parameters
     ----------
     splits
-        Split name to encoded items with paths under ``image``; the regression learns from ``train``.
+        Split name to encoded items with paths under ``image``.
     quantiles
         Levels of the predictions' columns.
     tabular_weight
         ``a``; scans are scaled to a mean squared norm of 1, so 10 penalises tabular effects ten times less.
     penalties
         Of which one is chosen.
+    learns_from
+        Names of the splits whose outcomes it learns from.
 
     Raises
     ------
     ValueError
-        On calling, if the training split has fewer than three patients.
+        On calling, if these have fewer than three patients.
     """
 
     def __init__(
@@ -60,25 +62,28 @@ class ScanRidge(ABC):
         quantiles: Sequence[float] = (0.2, 0.5, 0.8),
         tabular_weight: float = 10.0,
         penalties: Sequence[float] = PENALTIES,
+        learns_from: Sequence[str] = ("train",),
     ) -> None:
         self.splits = {name: items for name, items in splits.items() if len(items)}
+        self.learns_from = [name for name in learns_from if name in self.splits]
         self.quantiles = tuple(quantiles)
         self.tabular_weight, self.penalties = tabular_weight, list(penalties)
 
     def __call__(self) -> dict[str, pd.DataFrame]:
         """Split name to predictions, rows in the order of the items."""
-        train = self.splits["train"]
-        groups = np.concatenate([[str(item.get("group", item["subject"]))] * len(item["tabular"]) for item in train])
+        items = [item for name in self.learns_from for item in self.splits[name]]
+        patients = [str(item.get("group", item["subject"])) for item in items for _ in range(len(item["tabular"]))]
+        groups = np.array(patients)
         if len(set(groups)) < 3:
             raise ValueError(f"{self} needs at least 3 patients to learn from, found {len(set(groups))}")
-        numbers = {name: self.numbers(items) for name, items in self.splits.items()}
-        mean = numbers["train"].mean(0)
-        scale = self.scale(numbers["train"] - mean)
-        scans = {name: (values - mean) / scale for name, values in numbers.items()}
-        batches = {name: _without_image(items) for name, items in self.splits.items()}
-        known = np.isfinite(batches["train"]["label"].numpy()[:, 0])
-        kernel = self._kernel(scans, batches, "train")[known][:, known]
-        target, groups = batches["train"]["label"].numpy()[known, 0].astype(np.float64), groups[known]
+        numbers = {name: self.numbers(split) for name, split in self.splits.items()}
+        learned = np.concatenate([numbers[name] for name in self.learns_from])
+        mean = learned.mean(0)
+        scale = self.scale(learned - mean)
+        scans, batch = (learned - mean) / scale, _without_image(items)
+        known = np.isfinite(batch["label"].numpy()[:, 0])
+        kernel = self._kernel(scans, batch, scans, batch)[known][:, known]
+        target, groups = batch["label"].numpy()[known, 0].astype(np.float64), groups[known]
         search = GridSearchCV(
             KernelRidge(kernel="precomputed"),
             {"alpha": self.penalties},
@@ -93,10 +98,11 @@ class ScanRidge(ABC):
             f"R2 of patients left out {1 - np.mean((target - left_out) ** 2) / np.var(target):.3f}"
         )
         frames = {}
-        for name, batch in batches.items():
-            pred = model.predict(self._kernel(scans, batches, name)[:, known])[:, None] + spread
-            output = ToUnits()({**batch, "pred": torch.from_numpy(pred)})
-            frames[name] = _rows(batch, output, name, self.quantiles)
+        for name, split in self.splits.items():
+            new = _without_image(split)
+            products = self._kernel((numbers[name] - mean) / scale, new, scans, batch)
+            pred = model.predict(products[:, known])[:, None] + spread
+            frames[name] = _rows(new, ToUnits()({**new, "pred": torch.from_numpy(pred)}), name, self.quantiles)
         return frames
 
     @abstractmethod
@@ -110,12 +116,12 @@ class ScanRidge(ABC):
         The mean squared norm of a scan's numbers should be 1 behind it, see ``tabular_weight``.
         """
 
-    def _kernel(self, scans: Mapping[str, np.ndarray], batches: Mapping[str, Any], name: str) -> np.ndarray:
-        """Kernel ``(R, R_train)`` of a split's visits with the training visits."""
-        (a, i), (b, j) = (
-            (batches[n]["tabular"].double().numpy(), batches[n]["scan_index"].numpy()) for n in (name, "train")
-        )
-        gram = scans[name] @ scans["train"].T
+    def _kernel(
+        self, new: np.ndarray, new_batch: Mapping[str, Any], scans: np.ndarray, batch: Mapping[str, Any]
+    ) -> np.ndarray:
+        """Kernel ``(R_new, R)`` of the visits of new scans with those learned from."""
+        (a, i), (b, j) = ((part["tabular"].double().numpy(), part["scan_index"].numpy()) for part in (new_batch, batch))
+        gram = new @ scans.T
         return (1 + a @ b.T) * (self.tabular_weight + gram[i][:, j])
 
 
@@ -124,7 +130,7 @@ class VoxelRidge(ScanRidge):
 
     Parameters
     ----------
-    splits, quantiles, tabular_weight, penalties
+    splits, quantiles, tabular_weight, penalties, learns_from
         See :class:`ScanRidge`.
     viewing
         From an item to a lazy scan under ``image``: the config's `viewing`.
@@ -140,8 +146,9 @@ class VoxelRidge(ScanRidge):
         quantiles: Sequence[float] = (0.2, 0.5, 0.8),
         tabular_weight: float = 10.0,
         penalties: Sequence[float] = PENALTIES,
+        learns_from: Sequence[str] = ("train",),
     ) -> None:
-        super().__init__(splits, quantiles, tabular_weight, penalties)
+        super().__init__(splits, quantiles, tabular_weight, penalties, learns_from)
         d, h, w = shape
         self.viewing, self.shape = viewing, (int(d), int(h), int(w))
 
@@ -168,7 +175,7 @@ class CropShapeRidge(ScanRidge):
 
     Parameters
     ----------
-    splits, quantiles, tabular_weight, penalties
+    splits, quantiles, tabular_weight, penalties, learns_from
         See :class:`ScanRidge`.
     options
         Of :func:`cpic_monai.volumes.open_volume`: the config's `volume_options`.
@@ -180,9 +187,10 @@ class CropShapeRidge(ScanRidge):
         quantiles: Sequence[float] = (0.2, 0.5, 0.8),
         tabular_weight: float = 10.0,
         penalties: Sequence[float] = PENALTIES,
+        learns_from: Sequence[str] = ("train",),
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(splits, quantiles, tabular_weight, penalties)
+        super().__init__(splits, quantiles, tabular_weight, penalties, learns_from)
         self.options = dict(options or {})
 
     def __str__(self) -> str:

@@ -233,11 +233,13 @@ class TabularBaseline:
     network
         Whose head is copied; the network itself stays as it is.
     splits
-        Split name to encoded items; the head learns from ``train``.
+        Split name to encoded items.
     loss_function, schedule, seed
         As :class:`cpic_monai.handlers.FitBasisAndHead`.
     quantiles
         Levels of the predictions' columns.
+    learns_from
+        Names of the splits whose outcomes the head learns from.
     """
 
     def __init__(
@@ -248,8 +250,10 @@ class TabularBaseline:
         schedule: HeadSchedule | dict[str, Any],
         seed: int = 0,
         quantiles: Sequence[float] = (0.2, 0.5, 0.8),
+        learns_from: Sequence[str] = ("train",),
     ) -> None:
         self.network, self.splits, self.loss_function, self.seed = network, dict(splits), loss_function, seed
+        self.learns_from = tuple(learns_from)
         self.schedule = HeadSchedule(**schedule) if isinstance(schedule, dict) else schedule
         self.quantiles = tuple(quantiles)
 
@@ -257,9 +261,10 @@ class TabularBaseline:
         """Split name to predictions, rows in the order of the items."""
         head = copy.deepcopy(self.network.head).cpu()
         batches = {name: _without_image(items) for name, items in self.splits.items() if len(items)}
-        rank, train = self.network.rank, batches["train"]
+        rank = self.network.rank
+        learned = _without_image([item for name in self.learns_from for item in self.splits[name]])
         schedule = replace(self.schedule, fresh=True, jitter=0.0)
-        fit_head(head, torch.zeros(len(train["subject"]), rank), train, self.loss_function, schedule, self.seed)
+        fit_head(head, torch.zeros(len(learned["subject"]), rank), learned, self.loss_function, schedule, self.seed)
         frames = {}
         with torch.no_grad():
             for name, batch in batches.items():

@@ -74,6 +74,19 @@ def test_voxels_that_tell_nothing_are_shrunk_away() -> None:
     assert -0.4 < summarise(test)["r2"] < 0.2
 
 
+def test_learns_from_the_splits_named() -> None:
+    """From two splits as from one that holds both; the rows predicted stay those of the splits."""
+    first, second, test = cohort(12, 0, noise=0.5), cohort(8, 3, noise=0.5), cohort(5, 1)
+    both = VoxelRidge({"train": first + second, "test": test}, view, shape=(2, 3, 3))()
+    splits = {"train": first, "validation": second, "test": test}
+    apart = VoxelRidge(splits, view, shape=(2, 3, 3), learns_from=("train", "validation"))()
+    assert list(apart) == list(splits)
+    assert len(apart["validation"]) == 24
+    np.testing.assert_allclose(apart["test"]["q0.5"], both["test"]["q0.5"], rtol=1e-6)
+    alone = VoxelRidge(splits, view, shape=(2, 3, 3))()
+    assert not np.allclose(alone["test"]["q0.5"], both["test"]["q0.5"], rtol=1e-6)
+
+
 def test_unknown_targets_are_predicted_and_not_learned_from() -> None:
     items = cohort(30, 0)
     items[0]["label"] = torch.full((3, 1), float("nan"))

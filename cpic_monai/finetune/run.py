@@ -75,6 +75,8 @@ class FineTuning:
     calibrates_left_out
         Whether the result will be calibrated on its training scans, left out by a regression that ``refit: head`` does
         not make.
+    fits_on_validation
+        Whether basis and head of the result will be fitted once more, which ``refit: head`` does not want.
 
     Raises
     ------
@@ -106,6 +108,7 @@ class FineTuning:
         trainer: Engine,
         tracker: MLFlowHandler | None = None,
         calibrates_left_out: bool = False,
+        fits_on_validation: bool = False,
     ) -> None:
         for key, value, known in (("freeze", freeze, FREEZE), ("refit", refit, REFIT)):
             if value not in known:
@@ -117,6 +120,8 @@ class FineTuning:
                 "`refit: head` keeps the checkpoint's basis, whose features know no scan left out: set "
                 "`calibration_source` to validation"
             )
+        if refit == "head" and fits_on_validation:
+            raise ValueError("`refit: head` keeps the checkpoint's basis, `fit_on_validation` fits another: choose one")
         if not pretrained or not Path(pretrained).is_file():
             raise FileNotFoundError(
                 f"`pretrained`: no checkpoint at {pretrained!s}; give the model.pt of a training run or of a packed "

@@ -1,6 +1,7 @@
 """Ignite handlers: seeds, index selection, gradients over processes, basis and head, checkpoints, ends."""
 
 from cpic_monai.handlers.checkpoint import BestCheckpoint, LastCheckpoint
+from cpic_monai.handlers.final import FinalFit
 from cpic_monai.handlers.fit import FitBasisAndHead
 from cpic_monai.handlers.gradients import AverageGradients
 from cpic_monai.handlers.patience import StopWithoutBetter
@@ -11,6 +12,7 @@ from cpic_monai.handlers.time_limit import TrainingTimeLimit
 __all__ = [
     "AverageGradients",
     "BestCheckpoint",
+    "FinalFit",
     "FitBasisAndHead",
     "LastCheckpoint",
     "SeedEpoch",

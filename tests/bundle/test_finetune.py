@@ -153,6 +153,7 @@ def test_a_run_that_cannot_start_leaves_no_checkpoint(overrides, fault, words, b
         ({"refit": "all"}, "`refit` is 'all', none of basis, head"),
         ({"freeze": "none", "refit": "head"}, "set `freeze: encoder`"),
         ({"refit": "head", "calibrates_left_out": True}, "set `calibration_source` to validation"),
+        ({"refit": "head", "fits_on_validation": True}, "`fit_on_validation` fits another"),
         ({}, "would be overwritten by the result: give another `output_dir`"),
     ],
 )

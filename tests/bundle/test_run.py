@@ -176,6 +176,32 @@ def test_early_stopping_ends_a_run_that_gets_no_better(bundle_folder, phantom, t
     assert torch.load(tmp_path / "models" / "last.pt", weights_only=True)["epoch"] == expected
 
 
+def test_basis_and_head_are_fitted_to_validation_scans_in_the_end(bundle_folder, phantom, tmp_path):
+    """The encoder is that of the run without; basis, baselines and report know of the scans added; twice is once."""
+    held = {}
+    for name, both in (("train", False), ("both", True), ("both", True)):
+        given = {**SMALL, "dataset_dir": str(phantom), "output_dir": str(tmp_path / name), "fit_on_validation": both}
+        run_config("training", ["train", "ridge"], **given, resume=name in held)
+        eval_dir = tmp_path / name / "eval"
+        metrics = json.loads((eval_dir / "metrics.json").read_text())
+        facts = json.loads((eval_dir / "report.json").read_text())["cohort"]["facts"]
+        state = torch.load(tmp_path / name / "models" / "model.pt", weights_only=True)["model"]
+        if name in held:
+            assert metrics["test"]["mlll"] == pytest.approx(held[name][0]["test"]["mlll"])
+        held[name] = metrics, facts, state
+    (train, train_facts, old), (both, both_facts, new) = held["train"], held["both"]
+    scans = train["train"]["subjects"] + train["validation"]["subjects"]
+    basis = "basis.vectors"
+    assert train["validation"]["subjects"] > 0
+    assert (len(old[basis]), len(new[basis])) == (train["train"]["subjects"], scans)
+    assert all(torch.equal(value, new[key]) for key, value in old.items() if key.startswith("encoder.layers"))
+    assert train["test"]["mlll"] != both["test"]["mlll"]
+    for baseline in train["test"]["baselines"]:
+        assert baseline == "constant" or train["test"]["baselines"][baseline] != both["test"]["baselines"][baseline]
+    assert "fitted to" not in train_facts
+    assert both_facts["fitted to"] == "training and validation scans together"
+
+
 def test_brats_overlay_reads_four_sequences(bundle_folder, brats, tmp_path):
     given: dict[str, Any] = {
         "dataset_dir": str(brats), "output_dir": str(tmp_path / "out"), "sequences": ["t1", "t1ce", "t2", "flair"],
