@@ -72,7 +72,7 @@ def test_the_handlers_left_out_are_those_of_the_head(bundle_folder) -> None:
     named = [h["_target_"].rsplit(".", 1)[-1] for n, h in enumerate(handlers) if f"handlers#{n}," in overlay]
     assert named == [
         "SeedEpoch", "SelectIndexSets", "ProgressBar", "SelectIndexSets", "ValidationHandler", "StatsHandler",
-        "LastCheckpoint",
+        "LastCheckpoint", "TrainingTimeLimit", "StopWithoutBetter",
     ]  # fmt: skip
 
 
