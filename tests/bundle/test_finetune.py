@@ -118,6 +118,15 @@ def test_encoder_goes_on_learning_and_is_compared_with_the_closed_form(bundle_fo
     assert (tmp_path / "eval" / "transfer.json").stat().st_mtime_ns == stamp
 
 
+def test_a_frozen_encoder_learns_from_the_validation_scans_too(bundle_folder, table, trained, tmp_path):
+    facts = fine_tune(table, trained, tmp_path, fit_on_validation=True)
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    state = torch.load(tmp_path / "models" / "model.pt", weights_only=True)["model"]
+    assert metrics["train"]["subjects"] == facts["training_scans"]
+    assert len(state["basis.vectors"]) == facts["training_scans"] + metrics["validation"]["subjects"]
+    assert metrics["validation"]["subjects"] > 0
+
+
 def test_head_alone_keeps_voxels_and_basis(bundle_folder, table, trained, tmp_path):
     facts = fine_tune(table, trained, tmp_path, refit="head")
     old, new = (
