@@ -35,7 +35,7 @@ class Recipe:
     quantile_loss
         Of quantiles ``(R, Q)`` and normalised targets ``(R, 1)``.
     ridge
-        Starting values of :class:`cpic_monai.networks.LeaveOneOutRidge`.
+        Kernel and starting values of :class:`cpic_monai.networks.LeaveOneOutRidge`.
     ridge_learning_rate
         Of the ridge's three parameters, which live on a log scale and so take larger steps than weights.
     low_rank_weight
@@ -61,7 +61,7 @@ class Recipe:
         name: str,
         network: CPICNet,
         quantile_loss: nn.Module,
-        ridge: dict[str, float] | None = None,
+        ridge: dict[str, Any] | None = None,
         ridge_learning_rate: float = 0.02,
         low_rank_weight: float = 0.0,
         training_draws: int = 1,

@@ -16,22 +16,40 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+#: How tabular values enter the kernel, see :class:`LeaveOneOutRidge`.
+KERNELS = ("product", "sum", "scan")
+
 
 class LeaveOneOutRidge(nn.Module):
     """Leave-one-patient-out predictions of a kernel ridge regression over visits.
 
-    The kernel of two visits is ``phi . phi' * (a + b G)``, with ``phi = (1, tabular)`` and ``G`` the centred,
-    normalised Gram matrix of their scans: tabular effects common to all, and tabular effects (for a decline: the slope
-    over weeks) that depend on the scan.
+    With ``G`` the centred, normalised Gram matrix of the visits' scans and ``phi = (1, tabular)``, their kernel is
+
+    - ``product``: ``phi . phi' * (a + b G)``: tabular effects common to all, and tabular effects (for a decline: the
+      slope over weeks) that depend on the scan;
+    - ``sum``: ``a phi . phi' + b G``: a scan's effect is one number, the same at all its visits;
+    - ``scan``: ``a + b G``: tabular values have no part in it (the head sees them still).
 
     Parameters
     ----------
     penalty, tabular_weight, scan_weight
         Starting values of the ridge penalty and of ``a`` and ``b``; learned on a log scale.
+    kernel
+        One of :data:`KERNELS`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown kernel.
     """
 
-    def __init__(self, penalty: float = 0.3, tabular_weight: float = 10.0, scan_weight: float = 1.0) -> None:
+    def __init__(
+        self, penalty: float = 0.3, tabular_weight: float = 10.0, scan_weight: float = 1.0, kernel: str = "product"
+    ) -> None:
         super().__init__()
+        if kernel not in KERNELS:
+            raise ValueError(f"config key `ridge#kernel` must be one of {', '.join(KERNELS)}, found {kernel!r}")
+        self.kernel = kernel
         self.log_penalty = nn.Parameter(torch.tensor(math.log(penalty), dtype=torch.float64))
         self.log_tabular = nn.Parameter(torch.tensor(math.log(tabular_weight), dtype=torch.float64))
         self.log_scan = nn.Parameter(torch.tensor(math.log(scan_weight), dtype=torch.float64))
@@ -81,6 +99,7 @@ class LeaveOneOutRidge(nn.Module):
             ``dual`` ``(S, 1 + F)``: a scan's coefficients are its centred inner products with the training scans times
             ``dual``. ``left_out`` ``(S, 1 + F)``: each training scan's coefficients by the regression on all other
             patients, as uncertain as a new scan's will be; a head fitted on them does not trust them too much.
+            ``(S, 1)`` with kernels other than ``product``, where a scan has one coefficient, that of 1.
         """
         system = self._system(gram, tabular, scan_index)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(system.matrix))
@@ -93,10 +112,10 @@ class LeaveOneOutRidge(nn.Module):
         others = others * (patient[:, None] != torch.arange(len(members), device=gram.device))
         others = others[:, patient.new_zeros(gram.shape[0]).index_put((scan_index,), patient)]  # (R, S)
         factor = self.log_scan.exp() / system.scale
-        blank = gram.new_zeros(gram.shape[0], system.phi.shape[1])
-        dual = factor * blank.index_add(0, scan_index, weights * system.phi)
+        blank = gram.new_zeros(gram.shape[0], system.slopes.shape[1])
+        dual = factor * blank.index_add(0, scan_index, weights * system.slopes)
         reach = system.centred[:, scan_index]  # (S, R)
-        left_out = factor * torch.einsum("gr,rg,rf->gf", reach, others, system.phi)
+        left_out = factor * torch.einsum("gr,rg,rf->gf", reach, others, system.slopes)
         return dual, left_out
 
     def _system(self, gram: Tensor, tabular: Tensor, scan_index: Tensor) -> _System:
@@ -106,17 +125,20 @@ class LeaveOneOutRidge(nn.Module):
         centred = gram - row[:, None] - row[None, :] + gram.mean()
         scale = torch.diagonal(centred).mean().clamp_min(1e-12)
         phi = torch.cat([tabular.new_ones((len(tabular), 1)), tabular], dim=1).to(gram.dtype)
+        common = phi[:, :1] if self.kernel == "scan" else phi
+        slopes = phi if self.kernel == "product" else phi[:, :1]
         scans = (centred / scale)[scan_index][:, scan_index]
-        kernel = (phi @ phi.T) * (self.log_tabular.exp() + self.log_scan.exp() * scans)
+        kernel = self.log_tabular.exp() * (common @ common.T) + self.log_scan.exp() * (slopes @ slopes.T) * scans
         matrix = kernel + self.log_penalty.exp() * torch.eye(len(kernel), dtype=gram.dtype, device=gram.device)
-        return _System(matrix, phi, centred, scale)
+        return _System(matrix, slopes, centred, scale)
 
 
 class _System(NamedTuple):
-    """The regularised kernel of the visits ``(R, R)``, their ``phi`` ``(R, 1 + F)``, the scans' centred Gram matrix."""
+    """The regularised kernel of the visits ``(R, R)``, what multiplies their scans' effects ``(R, 1 + F)`` or
+    ``(R, 1)``, the scans' centred Gram matrix and its scale."""
 
     matrix: Tensor
-    phi: Tensor
+    slopes: Tensor
     centred: Tensor
     scale: Tensor
 

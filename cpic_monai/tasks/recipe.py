@@ -32,10 +32,10 @@ class WorkingRidge(LeaveOneOutRidge):
     task
         Gives the response, of one column or several.
     ridge
-        Starting values, see :class:`cpic_monai.networks.LeaveOneOutRidge`.
+        Kernel and starting values, see :class:`cpic_monai.networks.LeaveOneOutRidge`.
     """
 
-    def __init__(self, task: Task, **ridge: float) -> None:
+    def __init__(self, task: Task, **ridge: Any) -> None:
         super().__init__(**ridge)
         self.task = task
 
@@ -74,7 +74,7 @@ class TaskRecipe(Recipe):
         name: str,
         network: CPICNet,
         task: Task,
-        ridge: dict[str, float] | None = None,
+        ridge: dict[str, Any] | None = None,
         ridge_learning_rate: float = 0.02,
         low_rank_weight: float = 0.0,
         training_draws: int = 1,

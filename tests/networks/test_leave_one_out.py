@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cpic_monai.networks import LeaveOneOutRidge
-from cpic_monai.networks.leave_one_out import group_rows
+from cpic_monai.networks.leave_one_out import KERNELS, group_rows
 
 PENALTY, COMMON, SCAN = 0.4, 3.0, 1.5
 SCANS = torch.tensor([2, 0, 0, 1, 3, 3, 3, 4, 1, 5])  # visits in any order, one to three a scan
@@ -23,7 +23,9 @@ def problem(features: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return root @ root.T, tabular, SCANS, target
 
 
-def brute_force(gram: Tensor, tabular: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def brute_force(
+    gram: Tensor, tabular: Tensor, target: Tensor, kind: str = "product"
+) -> tuple[Tensor, Tensor, Tensor]:
     """Predictions, dual weights and left-out coefficients, by one refit a scan."""
     n = len(gram)
     centring = torch.eye(n).double() - 1 / n
@@ -34,37 +36,45 @@ def brute_force(gram: Tensor, tabular: Tensor, target: Tensor) -> tuple[Tensor, 
     for a in range(len(phi)):
         for b in range(len(phi)):
             scans = centred[SCANS[a], SCANS[b]] / scale
-            kernel[a, b] = phi[a] @ phi[b] * (COMMON + SCAN * scans)
+            alike = phi[a] @ phi[b]
+            kernel[a, b] = {
+                "product": alike * (COMMON + SCAN * scans),
+                "sum": alike * COMMON + SCAN * scans,
+                "scan": COMMON + SCAN * scans,
+            }[kind]
+    slopes = phi if kind == "product" else phi[:, :1]
 
     def weights(rows: Tensor) -> Tensor:
         block = kernel[rows][:, rows] + PENALTY * torch.eye(len(rows)).double()
         return torch.linalg.solve(block, target[rows])[:, 0]
 
-    prediction, left_out = torch.zeros_like(target), torch.zeros(n, phi.shape[1]).double()
+    prediction, left_out = torch.zeros_like(target), torch.zeros(n, slopes.shape[1]).double()
     for g in range(n):
         others, own = (g != SCANS).nonzero()[:, 0], (g == SCANS).nonzero()[:, 0]
         w = weights(others)
         prediction[own, 0] = kernel[own][:, others] @ w
         for r, value in zip(others, w, strict=True):
-            left_out[g] += SCAN / scale * centred[g, SCANS[r]] * value * phi[r]
-    dual = torch.zeros(n, phi.shape[1]).double()
+            left_out[g] += SCAN / scale * centred[g, SCANS[r]] * value * slopes[r]
+    dual = torch.zeros(n, slopes.shape[1]).double()
     for r, value in enumerate(weights(torch.arange(len(phi)))):
-        dual[SCANS[r]] += SCAN / scale * value * phi[r]
+        dual[SCANS[r]] += SCAN / scale * value * slopes[r]
     return prediction, dual, left_out
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("features", [0, 1, 2])
-def test_predictions_are_those_of_refits(features: int) -> None:
+def test_predictions_are_those_of_refits(features: int, kernel: str) -> None:
     gram, tabular, scans, target = problem(features)
-    found = LeaveOneOutRidge(PENALTY, COMMON, SCAN)(gram, tabular, scans, target)
-    torch.testing.assert_close(found, brute_force(gram, tabular, target)[0], rtol=1e-9, atol=1e-9)
+    found = LeaveOneOutRidge(PENALTY, COMMON, SCAN, kernel)(gram, tabular, scans, target)
+    torch.testing.assert_close(found, brute_force(gram, tabular, target, kernel)[0], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("features", [0, 2])
-def test_scan_effects_are_those_of_refits(features: int) -> None:
+def test_scan_effects_are_those_of_refits(features: int, kernel: str) -> None:
     gram, tabular, scans, target = problem(features)
-    dual, left_out = LeaveOneOutRidge(PENALTY, COMMON, SCAN).scan_effects(gram, tabular, scans, target)
-    _, expected_dual, expected_left_out = brute_force(gram, tabular, target)
+    dual, left_out = LeaveOneOutRidge(PENALTY, COMMON, SCAN, kernel).scan_effects(gram, tabular, scans, target)
+    _, expected_dual, expected_left_out = brute_force(gram, tabular, target, kernel)
     torch.testing.assert_close(dual, expected_dual, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(left_out, expected_left_out, rtol=1e-9, atol=1e-9)
 
@@ -157,3 +167,8 @@ def test_a_batch_of_one_patient_is_an_error() -> None:
     gram, tabular, scans, target = problem()
     with pytest.raises(ValueError, match="all scans of the batch are of one patient"):
         LeaveOneOutRidge()(gram, tabular, scans, target, torch.zeros_like(scans))
+
+
+def test_an_unknown_kernel_names_its_config_key() -> None:
+    with pytest.raises(ValueError, match="ridge#kernel.*product, sum, scan, found 'rbf'"):
+        LeaveOneOutRidge(kernel="rbf")
