@@ -4,9 +4,8 @@
 ``python scripts/results.py run ixi_age --output_dir DIR`` trains what is missing of an experiment below
 ``DIR/ixi_age``; started again, it goes on. A fold that fails does not stop the others. Cohorts are
 found by the environment variable CPIC_DATA, phantoms are made in ``DIR/data``.
-``python scripts/results.py write --output_dir DIR`` puts what is there into ``bundle/docs/results.json`` (an
-experiment's entry is replaced as a whole; experiments that are not in DIR stay as they are)
-and writes ``bundle/docs/results.md``.
+``python scripts/results.py write --output_dir DIR`` puts what is there into ``bundle/docs/results.json`` (methods and
+experiments that are not in DIR stay as they are) and writes ``bundle/docs/results.md``.
 ``python scripts/results.py render`` writes the page from ``results.json`` alone; ``--check`` says whether it is fresh.
 """
 
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from results_collect import collect, describe
 from results_experiment import FOLDER, ROOT, TARGETS, experiments
+from results_join import joined
 from results_page import page, read
 from results_run import run_experiment
 
@@ -84,7 +84,8 @@ def main(given: list[str] | None = None) -> int:
         found = {name: entry for name, entry in collected.items() if entry is not None}
         if not found:
             raise SystemExit(f"{options.output_dir} holds no finished fold of {', '.join(known)}")
-        merged = {**read(options.docs / RESULTS), **found}
+        before = read(options.docs / RESULTS)
+        merged = before | {name: joined(before.get(name), e, known[name].methods) for name, e in found.items()}
         # In the order of the experiments; what is no experiment any more goes.
         merged = {name: {**merged[name], **describe(known[name])} for name in known if name in merged}
         text = json.dumps(merged, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -23,9 +23,7 @@ def problem(features: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return root @ root.T, tabular, SCANS, target
 
 
-def brute_force(
-    gram: Tensor, tabular: Tensor, target: Tensor, kind: str = "product"
-) -> tuple[Tensor, Tensor, Tensor]:
+def brute_force(gram: Tensor, tabular: Tensor, target: Tensor, kind: str = "product") -> tuple[Tensor, Tensor, Tensor]:
     """Predictions, dual weights and left-out coefficients, by one refit a scan."""
     n = len(gram)
     centring = torch.eye(n).double() - 1 / n
@@ -170,5 +168,5 @@ def test_a_batch_of_one_patient_is_an_error() -> None:
 
 
 def test_an_unknown_kernel_names_its_config_key() -> None:
-    with pytest.raises(ValueError, match="ridge#kernel.*product, sum, scan, found 'rbf'"):
+    with pytest.raises(ValueError, match=r"ridge#kernel.*product, sum, scan, found 'rbf'"):
         LeaveOneOutRidge(kernel="rbf")
