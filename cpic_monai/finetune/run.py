@@ -68,8 +68,8 @@ class FineTuning:
         The engine whose best metric chooses the checkpoint.
     key_metric
         Its name.
-    checkpoint
-        File of the result.
+    checkpoint, objects
+        File of the result, and what it holds: see :class:`cpic_monai.handlers.BestCheckpoint`.
     trainer, tracker
         The tracker's run is started without the trainer where the encoder is frozen.
     calibrates_left_out
@@ -105,6 +105,7 @@ class FineTuning:
         validator: Engine,
         key_metric: str,
         checkpoint: str | Path,
+        objects: Mapping[str, Any],
         trainer: Engine,
         tracker: MLFlowHandler | None = None,
         calibrates_left_out: bool = False,
@@ -133,7 +134,8 @@ class FineTuning:
         self.scans, self.select_scans, self.seed = scans, select_scans, seed
         self.draws, self.tolerance = draws, tolerance
         self.splits, self.evaluation, self.validator, self.key_metric = splits, evaluation, validator, key_metric
-        self.checkpoint, self.trainer, self.tracker = Path(checkpoint), trainer, tracker
+        self.checkpoint, self.objects = Path(checkpoint), objects
+        self.trainer, self.tracker = trainer, tracker
         self.folder = Path(evaluation.output_dir)
 
     def start(self) -> dict[str, Any]:
@@ -151,7 +153,7 @@ class FineTuning:
         self.fit_basis_and_head()
         seconds = time.perf_counter() - begun
         logger.info(f"fitted basis and head on {len(self.splits.train)} scans in {seconds:.1f} s")
-        save_together({"model": self.network, "encoder": self.splits.encoder}, self.checkpoint)
+        save_together(self.objects, self.checkpoint)
         facts = {
             "pretrained": str(self.pretrained), "freeze": self.freeze, "refit": self.refit,
             "parts": [asdict(part) for part in parts], "closed_form_seconds": round(seconds, 2),

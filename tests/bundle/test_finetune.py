@@ -169,7 +169,7 @@ def test_a_run_that_cannot_start_leaves_no_checkpoint(overrides, fault, words, b
 def test_settings_that_contradict_each_other_are_refused(settings, words, tmp_path):
     checkpoint = tmp_path / "model.pt"
     torch.save({}, checkpoint)
-    others = dict.fromkeys(("fit", "scans", "splits", "evaluation", "validator", "trainer"))
+    others = dict.fromkeys(("fit", "scans", "splits", "evaluation", "validator", "trainer", "objects"))
     given = {"freeze": "encoder", "refit": "basis", "checkpoint": tmp_path / "." / "model.pt", **others, **settings}
     with pytest.raises(ValueError, match=words):
         FineTuning(
