@@ -1,0 +1,88 @@
+"""Overlays run whole: alignment, maps of where it looked, tensor regression, the crop's shape."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from cpic_monai.volumes import open_volume
+from tests.bundle.conftest import SMALL, run_config
+
+SMALLER = {key: SMALL[key] for key in ("spatial_shape", "rank", "channels", "tabular_columns")}
+
+
+def scores(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def evaluated_again(overlays, settings, output):
+    """Metrics of ``configs/evaluate.json`` with the same overlays, beside those of training's end."""
+    over = ("passes", "max_epochs")  # of training
+    again = {key: value for key, value in settings.items() if key not in over}
+    run_config("evaluating", ["evaluate", *overlays], **again, eval_dir=str(output / "again"))
+    first, second = scores(output / "eval"), scores(output / "again")
+    assert first.keys() == second.keys()
+    return [(first[split]["mlll"], second[split]["mlll"]) for split in first], second
+
+
+def test_aligned_training_is_evaluated_in_the_same_place(bundle_folder, phantom, tmp_path):
+    settings = {**SMALL, "dataset_dir": str(phantom), "output_dir": str(tmp_path), "align_kind": "translation"}
+    run_config("training", ["train", "align"], **settings, log_model=False)
+    assert nibabel.load(tmp_path / "models" / "template.nii.gz").ndim == 3
+    pairs, _ = evaluated_again(["align"], settings, tmp_path)
+    for first, second in pairs:
+        assert second == pytest.approx(first, rel=1e-6)
+    settings = {key: value for key, value in settings.items() if key not in ("passes", "max_epochs", "align_kind")}
+    run_config("evaluating", "evaluate", **settings, eval_dir=str(tmp_path / "elsewhere"))
+    assert scores(tmp_path / "elsewhere")["test"]["mlll"] != pytest.approx(pairs[-1][0], rel=1e-6)
+
+
+def test_tensor_regression_in_the_place_of_the_basis(bundle_folder, phantom, tmp_path):
+    settings = {**SMALL, "dataset_dir": str(phantom), "output_dir": str(tmp_path), "trl_rank": 2, "max_epochs": 2}
+    run_config("training", ["train", "paper", "trl"], **settings, log_model=False)
+    weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)["model"]
+    assert not any(name.startswith("basis.vectors") for name in weights)
+    kept = ("spatial_shape", "rank", "channels", "batch_size", "folds", "tabular_columns", "head")
+    again = {key: settings[key] for key in (*kept, "dataset_dir", "output_dir", "trl_rank")}
+    run_config(
+        "evaluating", ["evaluate"], **again, index_sets="scan", sampling=[], projection="trl", trl_dropout=0.1,
+        eval_dir=str(tmp_path / "again"),
+    )  # fmt: skip
+    first, second = scores(tmp_path / "eval"), scores(tmp_path / "again")
+    for split, entry in first.items():
+        assert second[split]["mlll"] == pytest.approx(entry["mlll"], rel=1e-5)
+
+
+@pytest.mark.parametrize("config", ["evaluate", "inference"])
+def test_where_it_looked(bundle_folder, trained, phantom, tmp_path, config):
+    common = {**SMALLER, "ckpt_path": str(trained / "models" / "model.pt"), "dataset_dir": str(phantom)}
+    more = {"folds": SMALL["folds"], "head": SMALL["head"]} if config == "evaluate" else {}
+    folder = tmp_path / "explained"
+    run_config("explaining", [config, "explain"], **common, **more, output_dir=str(tmp_path), explain_dir=str(folder))
+    facts = json.loads((folder / "explained.json").read_text())
+    scans = facts["scans"]
+    assert len(scans) == (4 if config == "evaluate" else 16)
+    for scan in scans:
+        subject = scan["subject"]
+        volume = open_volume(phantom / "train" / subject)
+        picked = nibabel.load(folder / f"{subject}_picked.nii.gz")
+        attribution = nibabel.load(folder / f"{subject}_attribution.nii.gz")
+        assert picked.shape == attribution.shape == volume.shape[-3:]
+        np.testing.assert_allclose(picked.affine, attribution.affine)
+        assert np.count_nonzero(np.asanyarray(picked.dataobj)) > 10
+        assert np.abs(np.asanyarray(attribution.dataobj)).max() > 0
+
+
+def test_the_crops_shape_stands_in_the_report(bundle_folder, trained, phantom, tmp_path):
+    settings = {**SMALLER, "folds": SMALL["folds"], "head": SMALL["head"], "dataset_dir": str(phantom)}
+    run_config(
+        "evaluating", ["evaluate", "ridge", "crop_shape"], **settings, ckpt_path=str(trained / "models" / "model.pt"),
+        output_dir=str(tmp_path),
+    )  # fmt: skip
+    baselines = scores(tmp_path / "eval")["test"]["baselines"]
+    assert {"ridge on voxels", "crop shape"} <= set(baselines)
+    assert all(np.isfinite(baselines[name]["mlll"]) for name in baselines)
