@@ -59,7 +59,7 @@ def predict(network: torch.nn.Module, image: Tensor, tabular: Tensor | None) -> 
         {"in_channels": 2, "encoder": False},
         {"tabular_features": 0, "ridge": {"relative": 1e-4, "refinements": 0}},
         {"batch_norm": True, "in_channels": 4},
-        {"pooling": 3},
+        {"pooling": 3, "channel_norm": True},
         {"index_sets": "tangent", "pooling": 3},
         {"index_sets": "tangent", "oversampling": 2.0, "draws": 1},
         {"index_sets": "picked_values", "tabular_features": 0},

@@ -36,7 +36,7 @@ class CPICNet(ScanNetwork):
         Voxels of every scan after the (lazy) preprocessing.
     in_channels
         Image channels, e.g. four MR sequences, times the number of ``scales``.
-    channels, features, pooling
+    channels, features, pooling, channel_norm
         Of the encoder, see :class:`cpic_monai.networks.PatchEncoder`.
     rank
         TT rank, and number of features a scan.
@@ -113,11 +113,14 @@ class CPICNet(ScanNetwork):
         amp: bool = False,
         grid_step: int = 1,
         pooling: int = 1,
+        channel_norm: bool = False,
     ) -> None:
         super().__init__()
         self.grid = IndexGrid(tuple(spatial_shape), unfolding, grid_step)
         self.encoder = (
-            PatchEncoder(in_channels, channels, features, pooling=pooling) if encoder else VoxelValues(in_channels)
+            PatchEncoder(in_channels, channels, features, pooling=pooling, channel_norm=channel_norm)
+            if encoder
+            else VoxelValues(in_channels)
         )
         self.grid_record, self.encoder_record = GridRecord(self.grid), EncoderRecord(self.encoder.pooling, scales)
         self.rank, self.seed, self.scales, self.moving_basis = rank, seed, tuple(scales), moving_basis

@@ -25,6 +25,8 @@ class PatchEncoder(nn.Module):
     pooling
         Positions along each axis whose encodings are averaged into the voxel's: the encoding of neighbouring voxels
         is then much the same, so it is smooth and of low rank. The patch grows by ``pooling - 1`` voxels.
+    channel_norm
+        True: :class:`ChannelNorm` before every ReLU.
 
     Raises
     ------
@@ -39,6 +41,7 @@ class PatchEncoder(nn.Module):
         features: Sequence[int] = (5, 15, 25),
         kernel_size: int = 3,
         pooling: int = 1,
+        channel_norm: bool = False,
     ) -> None:
         super().__init__()
         if pooling < 1 or pooling % 2 == 0:
@@ -46,7 +49,10 @@ class PatchEncoder(nn.Module):
         widths = (in_channels, *features, channels)
         layers: list[nn.Module] = []
         for a, b in pairwise(widths):
-            layers += [nn.Conv3d(a, b, kernel_size), nn.ReLU()]
+            layers += [
+                nn.Conv3d(a, b, kernel_size),
+                nn.Sequential(ChannelNorm(b), nn.ReLU()) if channel_norm else nn.ReLU(),
+            ]
         layers[-1] = nn.Sigmoid()
         self.layers = nn.Sequential(*layers)
         self.in_channels, self.channels, self.pooling = in_channels, channels, pooling
@@ -62,6 +68,21 @@ class PatchEncoder(nn.Module):
         for n, layer in enumerate(self.layers):
             hidden = layer(hidden.float() if n == last else hidden)
         return hidden.flatten(2).mean(2)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Zero mean and unit variance over the channels of each position (layer norm, as in ConvNeXt).
+
+    Of the usual norms the one under which an encoding depends on its own patch alone: statistics over a batch would mix
+    voxels and scans, and background, which is encoded by itself, would have others; statistics over a patch's
+    positions would take away how bright it is.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(M, C, D, H, W)``, the same."""
+        # Not super().forward, which TorchScript does not know.
+        last = nn.functional.layer_norm(hidden.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return last.movedim(-1, 1)
 
 
 class VoxelValues(nn.Module):

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from cpic_monai.networks import PatchEncoder, QuantileHead, VoxelValues
+from cpic_monai.networks.encoder import ChannelNorm
 from cpic_monai.networks.patch_source import DenseSource
 
 
-def test_patches_give_what_a_dense_convolution_gives() -> None:
-    encoder = PatchEncoder(2, channels=3, features=(4, 5))
+@pytest.mark.parametrize("channel_norm", [False, True])
+def test_patches_give_what_a_dense_convolution_gives(channel_norm: bool) -> None:
+    encoder = PatchEncoder(2, channels=3, features=(4, 5), channel_norm=channel_norm)
     assert encoder.patch_size == 7
     image = torch.randn(2, 2, 5, 6, 4)
     reach = encoder.patch_size // 2
@@ -20,6 +22,18 @@ def test_patches_give_what_a_dense_convolution_gives() -> None:
     values = encoder(patches.flatten(0, 1)).reshape(2, 5, 6, 4, 3)
     torch.testing.assert_close(values, dense.permute(0, 2, 3, 4, 1), rtol=1e-4, atol=1e-6)
     assert 0 < values.min().item() < values.max().item() < 1
+
+
+def test_the_norm_is_over_the_channels_of_each_position() -> None:
+    norm = ChannelNorm(6)
+    hidden = torch.randn(2, 6, 3, 4, 5) * torch.linspace(0.5, 3, 5) + 4.0
+    found = norm(hidden)
+    torch.testing.assert_close(found.mean(1), torch.zeros(2, 3, 4, 5), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.square().mean(1), torch.ones(2, 3, 4, 5), rtol=1e-3, atol=1e-3)
+    only = hidden.clone()
+    only[0, :, 1, 1, 1] = torch.randn(6)
+    changed = (norm(only) != found).any(1)
+    assert changed.nonzero().tolist() == [[0, 1, 1, 1]]
 
 
 def test_pooling_averages_the_encodings_around_a_voxel() -> None:
