@@ -15,6 +15,7 @@ from cpic_monai.cross_validation.fold import FoldRun
 from cpic_monai.cross_validation.page import write_results
 from cpic_monai.cross_validation.results import aggregate, read_method
 from cpic_monai.cross_validation.track import ParentRun
+from cpic_monai.metrics.named import NAMES
 
 __all__ = ["CrossValidation"]
 
@@ -59,7 +60,8 @@ class CrossValidation:
     Raises
     ------
     ValueError
-        If there are less than two folds, no methods, or a method sets what is common to all.
+        If there are less than two folds, no methods, a method sets what is common to all, or the key metric is none of
+        quantile predictions (classes, survival, an autoencoder).
     """
 
     def __init__(
@@ -110,6 +112,11 @@ class CrossValidation:
             ]
         first = next(iter(self.runs.values()))[0].settings()
         self.key_metric = key_metric or str((first.get("key_metric") or {}).get("name", "rmse"))
+        if self.key_metric not in NAMES:
+            raise ValueError(
+                f"config key `key_metric` is {self.key_metric!r}, none of {', '.join(NAMES)}: cross-validation "
+                "compares predicted quantiles. Classes, survival and autoencoders are trained fold by fold (--fold)"
+            )
 
     def run(self) -> dict[str, Any]:
         """

@@ -283,6 +283,14 @@ def test_what_all_methods_share_cannot_be_set_by_one(bundle_folder, tmp_path):
         validation(tmp_path, overrides={"intensity": [object()]})
 
 
+@pytest.mark.parametrize(("task", "metric"), [("classify", "log_loss"), ("survival", "cox"), ("autoencoder", "psnr")])
+def test_other_tasks_are_refused_before_a_fold_is_run(bundle_folder, tmp_path, task, metric):
+    files = ["configs/train.json", f"configs/{task}.json"]
+    with pytest.raises(ValueError, match=f"`key_metric` is '{metric}', none of mlll, .* predicted quantiles"):
+        CrossValidation(tmp_path, files, tracking_uri="")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_settings_are_those_of_overlays_and_overrides(bundle_folder, tmp_path):
     planned = validation(
         tmp_path, overrides={"head#steps": 7}, methods={"a": {"config_files": ["configs/paper.json"]}}, folds=3, seed=5
