@@ -125,8 +125,9 @@ def broadcast_module(module: nn.Module) -> None:
     if world_size() == 1 or not tensors:
         return
     # As bytes: one message whatever the types, booleans among them, which not every backend sends.
-    parts = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
-    flat = torch.cat(parts).to(_device())
+    # Each goes to the device by itself: index sets stay on the CPU where the weights do not.
+    parts = [tensor.detach().to(_device()).contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
+    flat = torch.cat(parts)
     _sizes(flat[None], type(module).__name__)
     with together(f"state of {type(module).__name__}"):
         dist.broadcast(flat, src=0)

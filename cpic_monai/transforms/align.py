@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ class AlignToTemplated(MapTransform):
         As for VirtualScand; only used to make the coarse images.
     spacing, rounds, most
         Of the template that :meth:`fit` makes; see :func:`~cpic_monai.transforms.template.ensure_template`.
+    made_here
+        False: the template is that of another run, or an atlas; :meth:`fit` leaves it as it is, and it must be there.
     subject_key
         Names the scan in messages.
 
@@ -74,8 +76,10 @@ class AlignToTemplated(MapTransform):
         most: int = 30,
         subject_key: str = "subject",
         allow_missing_keys: bool = False,
+        made_here: bool = True,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.made_here = made_here
         self.template, self.spatial_shape, self.axcodes = str(template), tuple(spatial_shape), axcodes
         self.kind, self.region, self.spacing, self.rounds, self.most = kind, region, spacing, rounds, most
         self.intensity, self.padding_value, self.subject_key = intensity, padding_value, subject_key
@@ -99,19 +103,31 @@ class AlignToTemplated(MapTransform):
             out[key] = self._aligned(tensor, volumes[0], place)
         return out
 
-    def fit(self, items: Iterable[Mapping[Hashable, Any]]) -> None:
-        """Make the template of these training scans, unless its file is there.
+    def fit(self, items: Sequence[Mapping[Hashable, Any]], before: Callable[[Any], Mapping[Hashable, Any]]) -> None:
+        """Make the template of these training scans, unless its file is there, made of them in the same way.
 
         Parameters
         ----------
         items
-            What comes before this transform in the pipeline, from training scans only.
+            Training scans only.
+        before
+            What comes before this transform in the pipeline; called scan by scan where the template has to be made.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the template is that of another run and not there.
         """
+        if not self.made_here:
+            self._fixed()
+            return
         key = self.keys[0]
-        volumes = (item[f"{VOLUMES_OF}{key}"][0] for item in items)
+        names = [str(item.get(self.subject_key, item[key])) for item in items]
+        volumes = (before(dict(item))[f"{VOLUMES_OF}{key}"][0] for item in items)
         given = {"intensity": self.intensity, "padding_value": self.padding_value, "kind": self.kind}
         given |= {"region": self.region, "spacing": self.spacing, "rounds": self.rounds, "most": self.most}
-        ensure_template(self.template, volumes, **given)
+        ensure_template(self.template, volumes, names, **given)
+        self._loaded, self._places = None, {}
 
     def place(self, volume: CachedVolume) -> np.ndarray:
         """World of the template to world of this scan, (4, 4) float64 in RAS+ mm."""
@@ -160,7 +176,7 @@ class AlignToTemplated(MapTransform):
 
 
 def fit_transforms(transforms: Sequence[Any], items: Sequence[Mapping[Hashable, Any]]) -> None:
-    """Fit those of a pipeline's transforms that have a ``fit``, each on what comes out of the ones before it.
+    """Fit those of a pipeline's transforms that have a ``fit``, each given the items and the transforms before it.
 
     Parameters
     ----------
@@ -171,6 +187,5 @@ def fit_transforms(transforms: Sequence[Any], items: Sequence[Mapping[Hashable, 
     """
     for n, transform in enumerate(transforms):
         if hasattr(transform, "fit"):
-            before = LazyCompose(list(transforms[:n]))
-            # One by one as asked for: a template that is there, on resuming say, opens no scan at all.
-            transform.fit(before(dict(item)) for item in items)
+            # A template that is there, on resuming say, opens no scan at all.
+            transform.fit(items, LazyCompose(list(transforms[:n])))

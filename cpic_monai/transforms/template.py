@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -19,6 +21,8 @@ from cpic_monai.transforms.virtual_scan import VirtualScan
 from cpic_monai.volumes import CachedVolume, pooled_volume
 
 logger = logging.getLogger(__name__)
+#: Begins the description in the header of a template that was made here.
+MARK = "template of "
 
 
 def coarse_image(
@@ -84,11 +88,19 @@ def make_template(
     return template
 
 
-def save_template(template: CoarseImage, path: str | os.PathLike[str]) -> Path:
-    """Write a NIfTI file, to a temporary name first."""
+def save_template(template: CoarseImage, path: str | os.PathLike[str], made_from: str = "") -> Path:
+    """Write a NIfTI file, to a temporary name first; ``made_from``, of at most 79 letters, goes into its header."""
+    image = nib.Nifti1Image(template.values.astype(np.float32), template.affine)
+    image.header["descrip"] = made_from
     with replacing(path) as temporary:
-        nib.save(nib.Nifti1Image(template.values.astype(np.float32), template.affine), temporary)
+        nib.save(image, temporary)
     return Path(path)
+
+
+def made_from(path: str | os.PathLike[str]) -> str:
+    """What :func:`save_template` was told; empty for other files."""
+    words = bytes(nib.Nifti1Image.from_filename(str(path)).header["descrip"]).rstrip(b"\0").decode("ascii", "replace")
+    return words if words.startswith(MARK) else ""
 
 
 def load_template(path: str | os.PathLike[str]) -> CoarseImage:
@@ -114,6 +126,7 @@ def load_template(path: str | os.PathLike[str]) -> CoarseImage:
 def ensure_template(
     path: str | os.PathLike[str],
     volumes: Iterable[CachedVolume],
+    names: Sequence[str],
     *,
     spacing: float = 8.0,
     intensity: Any = None,
@@ -125,19 +138,30 @@ def ensure_template(
 ) -> Path:
     """Make the template of a cohort's training scans unless the file is there already.
 
+    A file that was made here of other scans (another fold) or with other settings is made anew: it may show
+    scans that are held out now. A file that says nothing of how it was made stays.
+
     Parameters
     ----------
     volumes
         Training scans; evenly spread ones are used where there are more than ``most``.
+    names
+        Of these scans.
     """
     path = Path(path)
+    settings = {"spacing": spacing, "padding_value": padding_value, "kind": kind, "region": region, "rounds": rounds}
+    facts = json.dumps([settings, most, list(names)], sort_keys=True, default=str)
+    digest = MARK + hashlib.sha256(facts.encode()).hexdigest()[:32]
     if path.exists():
-        return path
+        there = made_from(path)
+        if there in ("", digest):
+            return path
+        logger.warning(f"{path} was made of other scans or with other settings: it is made anew")
     scans = list(volumes)
     step = max(1, -(-len(scans) // most))
     chosen = tqdm(scans[::step], desc="read scans for the template", unit="scan", leave=False)
     images = [coarse_image(volume, spacing, intensity, padding_value) for volume in chosen]
-    save_template(make_template(images, kind, region, rounds), path)
+    save_template(make_template(images, kind, region, rounds), path, digest)
     logger.info(f"made a template of {len(images)} training scans: {path}")
     return path
 

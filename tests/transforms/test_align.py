@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from itertools import combinations
 
 import nibabel as nib
@@ -13,7 +14,7 @@ from monai.transforms import Orientationd, RandAffined
 
 from cpic_monai.transforms import AlignToTemplated, LazyCompose, LoadVolumed, VirtualScand, fit_transforms
 from cpic_monai.transforms.registration import CoarseImage, register
-from cpic_monai.transforms.template import coarse_image, load_template, save_template
+from cpic_monai.transforms.template import coarse_image, load_template, made_from, save_template
 from cpic_monai.volumes import ArrayVolume, BlockCache, CachedVolume
 
 #: Centres (mm from the body's middle), widths (mm) and heights of the blobs: no symmetry.
@@ -209,10 +210,36 @@ def test_all_keys_go_with_the_first(scans, template):
 
 
 def test_a_template_that_is_there_stays(scans, template):
+    """Made of these scans in this way: none of them is opened."""
     before = template.read_bytes(), template.stat().st_mtime_ns
-    fit_transforms([LoadVolumed("image"), aligner(template)], scans[:1])
+    fit_transforms([lambda data: pytest.fail("opened"), aligner(template)], scans)
     assert (template.read_bytes(), template.stat().st_mtime_ns) == before
     assert [p.name for p in template.parent.iterdir()] == [template.name], "no temporary file is left"
+
+
+def test_a_template_of_other_scans_or_settings_is_made_anew(scans, template, tmp_path, caplog):
+    """A second run in the same folder, of another fold: its template may show none of the scans held out now."""
+    path, alone = tmp_path / "template.nii.gz", tmp_path / "alone.nii.gz"
+    shutil.copy(template, path)
+    fit_transforms([LoadVolumed("image"), aligner(path)], scans[:1])
+    assert "made of other scans or with other settings" in caplog.text
+    fit_transforms([LoadVolumed("image"), aligner(alone)], scans[:1])
+    np.testing.assert_array_equal(load_template(path).values, load_template(alone).values)
+    fit_transforms([LoadVolumed("image"), aligner(path, kind="translation")], scans[:1])
+    assert made_from(path) != made_from(alone)
+
+
+def test_another_runs_template_and_an_atlas_stay(scans, template, tmp_path):
+    before = template.read_bytes()
+    fit_transforms([LoadVolumed("image"), aligner(template, made_here=False)], scans[:1])
+    assert template.read_bytes() == before
+    with pytest.raises(FileNotFoundError, match="no template there"):
+        fit_transforms([LoadVolumed("image"), aligner(tmp_path / "none.nii.gz", made_here=False)], scans[:1])
+    atlas = tmp_path / "atlas.nii.gz"
+    save_template(load_template(template), atlas)  # which says nothing of how it was made
+    plain = atlas.read_bytes()
+    fit_transforms([LoadVolumed("image"), aligner(atlas)], scans[:1])
+    assert atlas.read_bytes() == plain
 
 
 def test_a_template_has_the_mean_size_of_its_scans(template):
@@ -265,8 +292,8 @@ def test_fitting_passes_over_transforms_without_fit(scans):
     """The one with a ``fit`` gets what comes out of those before it; items stay as they were."""
 
     class Fitted:
-        def fit(self, items):
-            self.items = items
+        def fit(self, items, before):
+            self.items = [before(dict(item)) for item in items]
 
     class Named:
         def __call__(self, data):
