@@ -12,7 +12,7 @@ from torch import nn
 from cpic_monai.batches import PrepareVisits
 from cpic_monai.cross.kinds import is_values_only
 from cpic_monai.inferers import JointInferer, LeaveOneOutInferer, LowRankTerm
-from cpic_monai.networks import CPICNet, LeaveOneOutRidge
+from cpic_monai.networks import CPICNet, LeaveOneOutRidge, TensorTrainRegression
 
 logger = logging.getLogger(__name__)
 RECIPES = ("closed_form", "paper")
@@ -51,8 +51,9 @@ class Recipe:
     Raises
     ------
     ValueError
-        For an unknown name; where there are no held-out voxels for a ``low_rank_weight`` above 0; or if the basis would
-        move over index sets whose features are values at the voxels of one selection (``tangent``, ``random_voxels``,
+        For an unknown name; where there are no held-out voxels for a ``low_rank_weight`` above 0; for ``closed_form``
+        with learned weights (``projection`` ``trl``) in the place of a basis; or if the basis would move over index
+        sets whose features are values at the voxels of one selection (``tangent``, ``random_voxels``,
         ``picked_values``): those of another selection cannot be compared with them.
     """
 
@@ -78,6 +79,11 @@ class Recipe:
                 "closed_form"
             )
         network.moving_basis = not closed
+        if closed and isinstance(network.basis, TensorTrainRegression):
+            raise ValueError(
+                "recipe 'closed_form' fits a basis to what the ridge regression found, and `projection` trl learns its "
+                "weights step by step: set `recipe` to paper (configs/paper.json), or `projection` to basis"
+            )
         self.low_rank = LowRankTerm(low_rank_weight, network, training_draws)
         self.inferer = LeaveOneOutInferer(self.ridge, self.low_rank) if closed else JointInferer(self.low_rank)
         self.loss: nn.Module = self.low_rank.added_to(nn.MSELoss() if closed else quantile_loss)

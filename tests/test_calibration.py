@@ -72,6 +72,14 @@ def test_each_end_can_have_its_own_factor() -> None:
         width_factors(pred, truth, (0.1, 0.5, 0.8), group)
 
 
+@pytest.mark.parametrize("levels", [(0.1, 0.9), (0.05, 0.1, 0.5), (0.5, 0.9)])
+def test_levels_without_the_median_in_the_middle_have_no_factors(levels: tuple[float, ...]) -> None:
+    """What is stretched about would keep a share that is not its own."""
+    pred, truth, group = cohort(40, 2, 3)
+    with pytest.raises(ValueError, match="median in the middle"):
+        width_factors(pred[:, : len(levels)], truth, levels, group, symmetric=False)
+
+
 def test_outer_intervals_hold_inner_ones() -> None:
     pred, truth, group = cohort(60, 3, 5, levels=5)
     levels = (0.1, 0.3, 0.5, 0.7, 0.9)

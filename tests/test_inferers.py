@@ -75,6 +75,8 @@ def test_recipes(name: str) -> None:
 def test_unknown_recipe_is_refused() -> None:
     with pytest.raises(ValueError, match="'joint' is none of"):
         Recipe("joint", small_network(), PinballLoss())
+    with pytest.raises(ValueError, match="`projection` trl learns its weights"):
+        Recipe("closed_form", small_network(projection="trl"), PinballLoss())
     for index_sets in ("tangent", "random_voxels", "picked_values"):
         with pytest.raises(ValueError, match="set `index_sets` to scan or cohort"):
             Recipe("paper", small_network(index_sets=index_sets), PinballLoss())

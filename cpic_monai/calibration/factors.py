@@ -33,7 +33,8 @@ def width_factors(
     Raises
     ------
     ValueError
-        If there are too few patients, or the levels are not symmetric about the middle one where they should be.
+        If there are too few patients, or the levels are not symmetric about the middle one where they should be, or
+        the middle one is not the median.
     """
     pairs, middle = _pairs(levels, symmetric), len(levels) // 2
     tiny = torch.finfo(pred.dtype).tiny
@@ -90,6 +91,11 @@ def _pairs(levels: Sequence[float], symmetric: bool) -> list[tuple[list[int], fl
     """Columns that share a factor, and the share of truths within them, from the middle outwards."""
     middle = len(levels) // 2
     if not symmetric:
+        if not math.isclose(levels[middle], 0.5, abs_tol=1e-6):
+            raise ValueError(
+                f"the middle one of the levels {list(levels)} is {levels[middle]:g}: it is not stretched, so it would "
+                "keep a share that is not its own; choose `quantiles` with the median in the middle"
+            )
         below = [([k], 1.0 - levels[k]) for k in range(middle - 1, -1, -1)]
         return below + [([k], levels[k]) for k in range(middle + 1, len(levels))]
     if any(not math.isclose(low + high, 1.0, abs_tol=1e-6) for low, high in zip(levels, reversed(levels), strict=True)):

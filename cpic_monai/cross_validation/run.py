@@ -111,10 +111,13 @@ class CrossValidation:
                 for k in range(folds)
             ]
         first = next(iter(self.runs.values()))[0].settings()
-        self.key_metric = key_metric or str((first.get("key_metric") or {}).get("name", "rmse"))
-        if self.key_metric not in NAMES:
+        own = str((first.get("key_metric") or {}).get("name", "rmse"))
+        self.key_metric = key_metric or own
+        for name in (own, self.key_metric):
+            if name in NAMES:
+                continue
             raise ValueError(
-                f"config key `key_metric` is {self.key_metric!r}, none of {', '.join(NAMES)}: cross-validation "
+                f"config key `key_metric` is {name!r}, none of {', '.join(NAMES)}: cross-validation "
                 "compares predicted quantiles. Classes, survival and autoencoders are trained fold by fold (--fold)"
             )
 

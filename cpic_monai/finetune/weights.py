@@ -27,7 +27,7 @@ class Part:
     name
         A layer (``encoder.layers.0``) or ``index sets``, ``basis``, ``head``.
     action
-        ``taken``, ``re-initialised``, ``re-selected``, ``re-fitted`` or ``set anew``.
+        ``taken``, ``re-initialised``, ``left out``, ``re-selected``, ``re-fitted`` or ``set anew``.
     why
         For all but ``taken``: what differs, in the config's words.
     """
@@ -68,6 +68,10 @@ def take_encoder(network: CPICNet, state: Mapping[str, Tensor], source: str = "c
     if not taken:
         found = "; ".join(f"{part.name}: {part.why}" for part in parts) or "this network has none (`encoder: false`)"
         raise MismatchError(f"{source}: nothing of its encoder fits ({found}); train from scratch instead")
+    more = dict.fromkeys(key.rpartition(".")[0] for key in state if key.startswith("encoder."))
+    for layer in more:
+        if layer not in layers:
+            parts.append(Part(layer, "left out", "not in this network (`features`, `channel_norm`)"))
     copy_model_state(network, {key: state[key] for key in own if key.rpartition(".")[0] in taken})
     for name, (there, here) in network.encoder_record.differences(state.get("encoder_record.facts")).items():
         parts.append(Part(name, "set anew", f"checkpoint {there}, network {here} (`{name}`)"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,23 @@ class BestCheckpoint:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Save if the epoch just evaluated is the best."""
+        """Save if the epoch just evaluated is the best.
+
+        Raises
+        ------
+        ValueError
+            If that is no number: no other epoch would ever be better.
+        """
         if getattr(engine.state, "best_metric_epoch", -1) != engine.state.epoch:
             return
+        best = float(getattr(engine.state, "best_metric", math.nan))
+        if math.isnan(best):
+            raise ValueError(
+                f"epoch {engine.state.epoch}: config key `key_metric` is NaN on the validation split, so no epoch can "
+                "be the best: the split may lack a class, an event or a second row. Raise `validation_fraction`, or "
+                "choose another `key_metric`"
+            )
         save_together(self.objects, self.path)
-        best = getattr(engine.state, "best_metric", float("nan"))
         logger.info(f"epoch {engine.state.epoch}: best key metric so far, {best:.4f}; saved {self.path.name}")
 
 

@@ -130,6 +130,9 @@ class CanonicalBasis(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Take whatever number of scans and draws the checkpoint holds."""
+        if not any(key.startswith(prefix) for key in state_dict):  # a part of a checkpoint: the basis stays
+            super()._load_from_state_dict(state_dict, prefix, *args)
+            return
         found: dict[int, dict[int, Tensor]] = {}
         for key, value in state_dict.items():
             if key.startswith(f"{prefix}core_"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cpic_monai.cross import Ridge
@@ -276,22 +276,13 @@ class CPICNet(ScanNetwork):
         """The encoder over many patches; in pieces, recomputed in the backward pass, where a bound is set."""
         size = len(flat)
         if self.index_batch_bytes is not None and torch.is_grad_enabled():
-            size = max(1, self.index_batch_bytes // self._bytes_per_patch())
+            size = max(1, self.index_batch_bytes // self.encoder.bytes_per_patch())
         if size < len(flat):
             return torch.cat([checkpoint(self.encoder, part, use_reentrant=False) for part in flat.split(size)])
         if flat.device.type != "cpu":
             return self.encoder(flat)
         # On a CPU the activations of this many cubes stay in its cache: twice as fast as all at once.
         return torch.cat([self.encoder(part) for part in flat.split(CPU_PATCHES)])
-
-    def _bytes_per_patch(self) -> int:
-        """Activations that one patch leaves behind for the backward pass (inputs of all layers)."""
-        total, edge = self.encoder.in_channels * self.patch_size**3, self.patch_size
-        for layer in self.encoder.modules():
-            if isinstance(layer, nn.Conv3d):
-                edge -= layer.kernel_size[0] - 1
-                total += 2 * layer.out_channels * edge**3
-        return 4 * total
 
     def _check_patches(self, patches: Tensor) -> None:
         wanted = (self.encoder.in_channels, *(self.patch_size,) * 3)

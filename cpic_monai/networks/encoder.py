@@ -69,6 +69,17 @@ class PatchEncoder(nn.Module):
             hidden = layer(hidden.float() if n == last else hidden)
         return hidden.flatten(2).mean(2)
 
+    def bytes_per_patch(self) -> int:
+        """What one patch leaves behind for the backward pass, float32: inputs of all layers, and the norms' moments."""
+        total, edge = self.in_channels * self.patch_size**3, self.patch_size
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv3d):
+                edge -= layer.kernel_size[0] - 1
+                total += 2 * layer.out_channels * edge**3
+            elif isinstance(layer, ChannelNorm):
+                total += (layer.normalized_shape[0] + 2) * edge**3
+        return 4 * total
+
 
 class ChannelNorm(nn.LayerNorm):
     """Zero mean and unit variance over the channels of each position (layer norm, as in ConvNeXt).
@@ -97,3 +108,7 @@ class VoxelValues(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """``(M, in_channels, 1, 1, 1)`` to ``(M, in_channels)``."""
         return patches.flatten(1)
+
+    def bytes_per_patch(self) -> int:
+        """Of a patch itself, float32."""
+        return 4 * self.in_channels

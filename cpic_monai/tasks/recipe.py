@@ -50,12 +50,15 @@ class WorkingRidge(LeaveOneOutRidge):
     def scan_effects(
         self, gram: Tensor, tabular: Tensor, scan_index: Tensor, target: Tensor, group: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Those of the response's columns, side by side: ``(S, (1 + F) M)``."""
+        """Those of the response's columns, ``(S, (1 + F) M)``: what 1 stands for in all columns first, then slopes.
+
+        A basis takes as many of them as it has directions: no class should take all.
+        """
         response = self.task.working_response(target.to(gram.dtype))
         effects = super().scan_effects
         columns = [effects(gram, tabular, scan_index, y, group) for y in response.split(1, 1)]
         dual, left_out = zip(*columns, strict=True)
-        return torch.cat(dual, 1), torch.cat(left_out, 1)
+        return torch.stack(dual, 2).flatten(1), torch.stack(left_out, 2).flatten(1)
 
 
 class TaskRecipe(Recipe):

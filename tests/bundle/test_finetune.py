@@ -243,6 +243,18 @@ def test_an_encoder_taken_into_other_pooling_says_so():
         take_voxels_and_basis(network, donor.state_dict(), "donor.pt")
 
 
+def test_layers_that_the_network_lacks_are_told():
+    donor = CPICNet((8, 8, 8), rank=2, features=(4, 5), channel_norm=True)
+    network = CPICNet((8, 8, 8), rank=2, features=(4, 5))
+    assert [str(part) for part in take_encoder(network, donor.state_dict())] == [
+        "encoder.layers.0: taken",
+        "encoder.layers.2: taken",
+        "encoder.layers.4: taken",
+        "encoder.layers.1.0: not in this network (`features`, `channel_norm`): left out",
+        "encoder.layers.3.0: not in this network (`features`, `channel_norm`): left out",
+    ]
+
+
 def test_an_encoder_of_other_widths_is_refused():
     donor = CPICNet((8, 8, 8), features=(4, 7, 9), channels=5, rank=2)
     with pytest.raises(MismatchError, match=r"donor.pt: nothing of its encoder fits \(encoder.layers.0: checkpoint"):

@@ -37,6 +37,12 @@ def test_saved_on_the_best_epoch_alone(tmp_path: Path) -> None:
         assert weights(path) == [float(best)]
 
 
+def test_a_best_metric_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"epoch 1: config key `key_metric` is NaN on the validation split"):
+        BestCheckpoint(tmp_path / "m.pt", {"model": nn.Linear(1, 1)})(evaluated(1, 1, float("nan")))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_object_is_kept_under_its_name(tmp_path: Path) -> None:
     BestCheckpoint(tmp_path / "m.pt", {"model": nn.Linear(2, 1), "encoder": nn.Linear(1, 1)})(evaluated(1, 1))
     assert sorted(torch.load(tmp_path / "m.pt", weights_only=True)) == ["encoder", "model"]

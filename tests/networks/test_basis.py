@@ -102,6 +102,15 @@ def test_state_dict_round_trip(draws: int) -> None:
     assert other.trains == []
 
 
+def test_a_part_of_a_checkpoint_leaves_the_basis() -> None:
+    basis, _, _ = fitted()
+    new = trains(3, seed=2)
+    before = basis(new)
+    network = torch.nn.ModuleDict({"encoder": torch.nn.Linear(1, 1), "basis": basis})
+    network.load_state_dict({"encoder.weight": torch.ones(1, 1), "encoder.bias": torch.ones(1)}, strict=False)
+    assert torch.equal(basis(new), before)
+
+
 def test_update_keeps_the_most_recent_scans() -> None:
     basis = CanonicalBasis(2, memory=5)
     batches = [trains(2, seed=s) for s in range(4)]

@@ -141,7 +141,7 @@ def test_index_batching_gives_the_same_gradients() -> None:
         train.full().square().sum().backward()
         found.append((train.full().detach(), [p.grad for p in network.encoder.parameters()]))
     assert limit is not None
-    assert limit // network._bytes_per_patch() < 2 * len(network.voxels()) / 4, "more than four pieces"
+    assert limit // network.encoder.bytes_per_patch() < 2 * len(network.voxels()) / 4, "more than four pieces"
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=1e-9)
     whole, pieces = (torch.cat([g.flatten() for g in grads]) for _, grads in found)
     assert float((whole - pieces).norm()) <= 5e-6 * float(whole.norm())  # float32 sums in another order
