@@ -24,17 +24,18 @@ def collate_visits(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ``image``: patches stacked ``(S, N, C, p, p, p)``, or the list of lazy scans. ``tabular, label, offset, scale,
         visit``: rows of all scans one after the other, float32 ``(R, ...)``. ``scan_index``: int64 ``(R,)``. ``group``:
         int64 ``(R,)``, the same number for all visits of a patient (:func:`patient_number`).
-        ``subject``: names of the scans. ``strata``: subgroup name to one value a scan.
+        ``subject``, ``patient``: names of the scans, and of their patients. ``strata``: subgroup name to one value a
+        scan.
     """
     images = [item["image"] for item in items]
+    patients = [str(item.get("group", item["subject"])) for item in items]
     visits = torch.tensor([len(item["tabular"]) for item in items])
     batch: dict[str, Any] = {
         "image": torch.stack([torch.as_tensor(i) for i in images]) if isinstance(images[0], Tensor) else images,
         "subject": [str(item["subject"]) for item in items],
+        "patient": patients,
         "scan_index": torch.repeat_interleave(torch.arange(len(items)), visits),
-        "group": torch.repeat_interleave(
-            torch.tensor([patient_number(str(item.get("group", item["subject"]))) for item in items]), visits
-        ),
+        "group": torch.repeat_interleave(torch.tensor([patient_number(name) for name in patients]), visits),
     }
     for key in ROW_KEYS:
         if all(key in item for item in items):

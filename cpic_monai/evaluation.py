@@ -305,6 +305,7 @@ def _rows(batch: Mapping[str, Any], output: Mapping[str, Any], split: str, quant
     return predictions_frame(
         split=split,
         subject=[batch["subject"][i] for i in rows],
+        patient=[batch["patient"][i] for i in rows],
         pred=column(output["pred"]),
         visit=column(batch["visit"]),
         truth=None if label is None else column(label),

@@ -45,7 +45,9 @@ def test_numpy_rows_missing_labels_and_strata() -> None:
 def test_visits_of_a_patient_have_one_number() -> None:
     items = [item("a", 1, group="p"), item("b", 2, group="q"), item("c", 1, group="p"), item("d", 1)]
     del items[3]["group"]
-    group = collate_visits(items)["group"]
+    batch = collate_visits(items)
+    assert batch["patient"] == ["p", "q", "p", "d"]
+    group = batch["group"]
     assert group.dtype == torch.int64
     assert group[0] == group[3] != group[1] == group[2] != group[4], "without a patient a scan is its own"
     assert group[4] == patient_number("d")

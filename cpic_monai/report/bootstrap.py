@@ -1,10 +1,11 @@
 """
 How sure a metric is: intervals by the cluster bootstrap over patients.
 
-Visits of a patient resemble each other, hence patients are drawn with replacement, not rows, and a patient drawn twice
-brings all visits twice. Every draw is a vector of whole weights, one a patient, so that a metric's 1000 values are one
-matrix product of weights and sums by patient. Intervals are percentile intervals: with few patients (below about
-fifteen) they come out somewhat too narrow, and say nothing about another hospital, scanner or training run.
+Scans and visits of a patient resemble each other, hence patients are drawn with replacement, not rows, and a patient
+drawn twice brings all of them twice. Every draw is a vector of whole weights, one a patient, so that a metric's 1000
+values are one matrix product of weights and sums by patient. Intervals are percentile intervals: with few patients
+(below about fifteen) they come out somewhat too narrow, and say nothing about another hospital, scanner or training
+run.
 
 Source: A. C. Davison, D. V. Hinkley, Bootstrap Methods and their Application (1997), sections 3.8 and 5.3.
 """
@@ -88,7 +89,7 @@ def metric_draws(
     columns = quantile_columns(frame)
     known = frame.dropna(subset=["truth"])
     # In the order of their names, so that a draw means the same patients in another frame.
-    names, patient = np.unique(known["subject"].to_numpy(dtype=str), return_inverse=True)
+    names, patient = np.unique(known["patient"].to_numpy(dtype=str), return_inverse=True)
     if len(names) < 2:
         return {}
     pred = torch.from_numpy(known[list(columns.values())].to_numpy(dtype=np.float64, copy=True))
@@ -149,7 +150,7 @@ def metric_differences(
     ValueError
         If the patients with a truth are not the same.
     """
-    sets = [set(frame.loc[frame["truth"].notna(), "subject"].astype(str)) for frame in (first, second)]
+    sets = [set(frame.loc[frame["truth"].notna(), "patient"].astype(str)) for frame in (first, second)]
     if sets[0] != sets[1]:
         raise ValueError(f"a difference needs the same patients; these are in one alone: {sorted(sets[0] ^ sets[1])}")
     one, other = metric_draws(first, **given), metric_draws(second, **given)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from cpic_monai.metrics import quantile_columns, summarise
 from cpic_monai.report.bootstrap import metric_differences, metric_intervals
-from cpic_monai.report.predictions import read_predictions
+from cpic_monai.report.predictions import patients_of, read_predictions
 from cpic_monai.report.trajectories import subject_errors
 from cpic_monai.report.words import COLUMNS, headline_split
 
@@ -83,7 +83,8 @@ def same_rows(first: Evaluated, second: Evaluated, split: str) -> tuple[pd.DataF
     Returns
     -------
     tuple of DataFrame
-        Sorted by subject and visit, with fresh indices.
+        Sorted by subject and visit, with fresh indices and the same patients: those of the side that has fewer, for the
+        other one's file may have been written when each subject was a patient.
 
     Raises
     ------
@@ -122,7 +123,9 @@ def same_rows(first: Evaluated, second: Evaluated, split: str) -> tuple[pd.DataF
                 f"subject {subject}: visits or true values differ ({len(one)} rows in {first.name}, {len(other)} in "
                 f"{second.name}); evaluate both checkpoints on the same table"
             )
-    return parts[0], parts[1]
+    fewer = min(parts, key=lambda part: part["patient"].nunique())
+    one, other = (part.assign(patient=part["subject"].map(patients_of(fewer))) for part in parts)
+    return one, other
 
 
 def compare(first: Evaluated, second: Evaluated, *, split: str | None = None, seed: int = 0) -> dict[str, Any]:
@@ -141,12 +144,12 @@ def compare(first: Evaluated, second: Evaluated, *, split: str | None = None, se
     Returns
     -------
     dict
-        ``split``, ``names``, ``subjects``, ``n``, ``target``, ``metrics`` (one object a metric: ``name``, ``label``,
-        ``first``, ``second``, their ``first_interval`` and ``second_interval``, ``difference``, ``low``, ``high``,
-        ``verdict``: "second" or "first" where the interval of the difference leaves zero out on the better side,
-        else "unclear"), ``patients`` (``subject``, ``first`` and ``second`` mean absolute error, ``difference``; most
-        improved first), ``improved`` (share of patients with a smaller error), ``settings`` (see
-        `settings_that_differ`). Coverage is neither better greater nor smaller, and its verdict empty.
+        ``split``, ``names``, ``subjects``, ``n_patients``, ``n`` (rows), ``target``, ``metrics`` (one object a metric:
+        ``name``, ``label``, ``first``, ``second``, their ``first_interval`` and ``second_interval``, ``difference``,
+        ``low``, ``high``, ``verdict``: "second" or "first" where the interval of the difference leaves zero out on the
+        better side, else "unclear"), ``patients`` (one object a subject: ``subject``, ``first`` and ``second`` mean
+        absolute error, ``difference``; most improved first), ``improved`` (share of subjects with a smaller error),
+        ``settings`` (see `settings_that_differ`). Coverage is neither better greater nor smaller, its verdict is empty.
 
     Raises
     ------
@@ -198,6 +201,7 @@ def compare(first: Evaluated, second: Evaluated, *, split: str | None = None, se
         "split": split,
         "names": [first.name, second.name],
         "subjects": len(patients),
+        "n_patients": int(one["patient"].nunique()),
         "n": len(one),
         "target": dict(first.facts.get("target") or {}),
         "metrics": metrics,

@@ -24,9 +24,9 @@ LISTED = 6
 
 
 @mpl.rc_context(RC)
-def _error_of_patients(patients: Sequence[Mapping[str, Any]], names: Sequence[str], unit: str) -> Picture:
-    """Mean absolute error of every patient under the first checkpoint against that under the second."""
-    first, second = (np.array([patient[side] for patient in patients]) for side in ("first", "second"))
+def _error_of_subjects(subjects: Sequence[Mapping[str, Any]], names: Sequence[str], unit: str) -> Picture:
+    """Mean absolute error of every subject under the first checkpoint against that under the second."""
+    first, second = (np.array([subject[side] for subject in subjects]) for side in ("first", "second"))
     figure, axes = canvas(WIDTH, HEIGHT)
     better = second < first
     end = 1.06 * float(max(first.max(), second.max())) or 1.0
@@ -37,10 +37,10 @@ def _error_of_patients(patients: Sequence[Mapping[str, Any]], names: Sequence[st
     axes.set(xlim=(0, end), ylim=(0, end), xlabel=f"MAE, {names[0]}{brackets}", ylabel=f"MAE, {names[1]}{brackets}")
     figure.legend(loc="outside upper left", ncols=3, handletextpad=0.4, columnspacing=1.0)
     alt = (
-        f"Mean absolute error of {len(patients)} patients, {names[0]} against {names[1]}: smaller in the second for "
+        f"Mean absolute error of {len(subjects)} subjects, {names[0]} against {names[1]}: smaller in the second for "
         f"{int(better.sum())}."
     )
-    return Picture(svg(figure, "errors", alt), "Error of every patient", "One point a patient.", alt)
+    return Picture(svg(figure, "errors", alt), "Error of every subject", "One point a subject.", alt)
 
 
 @mpl.rc_context(RC)
@@ -68,10 +68,10 @@ def _calibrations(first: pd.DataFrame, second: pd.DataFrame, names: Sequence[str
 
 def _sentences(result: Mapping[str, Any]) -> list[str]:
     first, second = result["names"]
-    subjects = f"{number(result['subjects'], 1)} {'patient' if result['subjects'] == 1 else 'patients'}"
+    patients = f"{number(result['n_patients'], 1)} {'patient' if result['n_patients'] == 1 else 'patients'}"
     intro = (
-        f"“{second}” against “{first}” on the same {subjects} ({number(result['n'], 1)} rows, split "
-        f"“{result['split']}”): {percent(result['improved'])} of the patients have a smaller mean absolute error."
+        f"“{second}” against “{first}” on the same {patients} ({number(result['n'], 1)} rows, split "
+        f"“{result['split']}”): {percent(result['improved'])} of the subjects have a smaller mean absolute error."
     )
     clear = {
         side: [m["label"] for m in result["metrics"] if m["verdict"] == side] for side in ("second", "first", "unclear")
@@ -154,7 +154,7 @@ def write_comparison(
         for row in result["patients"]
     ]
     pictures = [
-        _error_of_patients(result["patients"], result["names"], unit),
+        _error_of_subjects(result["patients"], result["names"], unit),
         _calibrations(*same_rows(first, second, result["split"]), result["names"]),
     ]
     context = {

@@ -87,9 +87,9 @@ def predicted_against_true(frame: pd.DataFrame, target_name: str, unit: str) -> 
 
 def observed_shares(frame: pd.DataFrame, draws: int = DRAWS) -> pd.DataFrame:
     """
-    Share of true values at or below each predicted quantile, with its uncertainty over subjects.
+    Share of true values at or below each predicted quantile, with its uncertainty over patients.
 
-    The bootstrap draws subjects, not rows: see `bootstrap`.
+    The bootstrap draws patients, not rows: see `bootstrap`.
 
     Parameters
     ----------
@@ -100,13 +100,13 @@ def observed_shares(frame: pd.DataFrame, draws: int = DRAWS) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns ``nominal``, ``observed``, ``low``, ``high`` (95 % interval; NaN with fewer than two subjects).
+        Columns ``nominal``, ``observed``, ``low``, ``high`` (95 % interval; NaN with fewer than two patients).
     """
     columns = quantile_columns(frame)
     known = frame.dropna(subset=["truth"])
     below = pd.DataFrame({level: known["truth"] <= known[name] for level, name in columns.items()})
-    sums = below.groupby(known["subject"]).sum().to_numpy(dtype=np.float64)
-    rows = known.groupby("subject").size().to_numpy(dtype=np.float64)
+    sums = below.groupby(known["patient"]).sum().to_numpy(dtype=np.float64)
+    rows = known.groupby("patient").size().to_numpy(dtype=np.float64)
     result = pd.DataFrame({"nominal": list(columns), "observed": below.mean().to_numpy()})
     result["low"] = result["high"] = math.nan
     if len(rows) > 1:
@@ -143,7 +143,7 @@ def calibration(frame: pd.DataFrame) -> Picture:
         f"{percent(row.observed)} of true values at or below the {percent(row.nominal)} quantile"
         for row in shares.itertuples()
     )
-    caption = "Points on the dashed line: quantiles mean what they say. Bars are 95 % intervals, drawn over subjects."
+    caption = "Points on the dashed line: quantiles mean what they say. Bars are 95 % intervals, drawn over patients."
     return Picture(svg(figure, "calibration", alt), "Calibration", caption, alt + ".")
 
 

@@ -3,8 +3,10 @@ The predictions table: one row a visit, in the target's natural unit.
 
 Columns of the frame, in this order: ``split`` and ``subject`` (str), ``visit`` (float: week, or NaN where a cohort
 has no visits), one ``q<level>`` a quantile (float), ``truth`` (float, NaN where unknown), ``offset`` (float: what the
-target is relative to, such as the first visit's FVC). Further columns, such as ``sex``, are kept behind these as
-strata. A subject may have several rows of one visit, as OSIC's patients measured twice in a week do.
+target is relative to, such as the first visit's FVC), ``patient`` (str: whose scan the subject is). Further columns,
+such as ``sex``, are kept behind these as strata. A subject may have several rows of one visit, as OSIC's patients
+measured twice in a week do. A patient may have several subjects, as the scans of a table's groups are, but a subject
+has one patient.
 In `predictions.csv` the visit column carries the cohort's own name, such as ``week``.
 """
 
@@ -22,7 +24,14 @@ from cpic_monai.losses import check_quantiles
 from cpic_monai.metrics import quantile_columns
 from cpic_monai.report.atomic import write_text_atomically
 
-__all__ = ["check_predictions", "predictions_frame", "read_predictions", "strata_columns", "write_predictions"]
+__all__ = [
+    "check_predictions",
+    "patients_of",
+    "predictions_frame",
+    "read_predictions",
+    "strata_columns",
+    "write_predictions",
+]
 
 _KEYS = ["split", "subject", "visit"]
 _TAIL = ["truth", "offset"]
@@ -36,6 +45,7 @@ def predictions_frame(
     visit: npt.ArrayLike | None = None,
     truth: npt.ArrayLike | None = None,
     offset: npt.ArrayLike | None = None,
+    patient: Sequence[str] | None = None,
     quantiles: Sequence[float] = (0.2, 0.5, 0.8),
     strata: dict[str, Sequence[str]] | None = None,
 ) -> pd.DataFrame:
@@ -50,9 +60,11 @@ def predictions_frame(
         Quantiles in natural units.
     visit, truth, offset : array, shape (R,) or (R, 1), optional
         NaN where not given.
+    patient : sequence of R str, optional
+        Whose scan a row is of; by default the subject is the patient.
     quantiles : sequence of Q float
     strata : dict of sequences of R str, optional
-        Further columns, such as sex.
+        Further columns, such as sex; left out where named like one of the above.
 
     Returns
     -------
@@ -76,7 +88,9 @@ def predictions_frame(
             raise ValueError(f"{name} has shape {column.shape}, expected ({rows},) or ({rows}, 1)")
         columns[name] = column.reshape(rows)
     columns |= {f"q{level:g}": values[:, k] for k, level in enumerate(levels)}
-    return check_predictions(pd.DataFrame(columns | dict(strata or {})))
+    columns["patient"] = list(subject if patient is None else patient)
+    # These win over strata of their names: the table's own column of patients may be one.
+    return check_predictions(pd.DataFrame({**(strata or {}), **columns}))
 
 
 def check_predictions(frame: pd.DataFrame) -> pd.DataFrame:
@@ -90,12 +104,13 @@ def check_predictions(frame: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A new frame with a fresh index; the row order is kept.
+        A new frame with a fresh index; the row order is kept. Without ``patient``, as in older files, each
+        subject is a patient.
 
     Raises
     ------
     ValueError
-        If a column is missing, there are no rows, a subject or split is empty, or a quantile is not finite.
+        If a column is missing, there are no rows, a subject, patient or split is empty, or a quantile is not finite.
     """
     quantiles = quantile_columns(frame)
     missing = [name for name in _KEYS + _TAIL if name not in frame.columns]
@@ -103,12 +118,16 @@ def check_predictions(frame: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"predictions lack the columns {missing}; found {[str(name) for name in frame.columns]}")
     if frame.empty:
         raise ValueError("predictions have no rows; was the list of scans empty?")
-    head = [*_KEYS, *quantiles.values(), *_TAIL]
+    if "patient" not in frame.columns:
+        frame = frame.assign(patient=frame["subject"])
+    head = [*_KEYS, *quantiles.values(), *_TAIL, "patient"]
     result = frame[[*head, *(name for name in frame.columns if name not in head)]].reset_index(drop=True)
-    for name in ("split", "subject"):
+    for name in ("split", "subject", "patient"):
         if result[name].isna().any() or (result[name].astype(str) == "").any():
             raise ValueError(f"predictions: the column {name!r} is empty in row {int(result[name].isna().argmax())}")
         result[name] = result[name].astype(str)
+    # Scans of one name are never patients of their own, as they would be in a table without a column of groups.
+    result["patient"] = result["subject"].map(patients_of(result))
     for name in ["visit", *quantiles.values(), *_TAIL]:
         result[name] = pd.to_numeric(result[name]).astype(np.float64)
     spoilt = ~np.isfinite(result[list(quantiles.values())].to_numpy()).all(axis=1)
@@ -120,9 +139,14 @@ def check_predictions(frame: pd.DataFrame) -> pd.DataFrame:
     return result
 
 
+def patients_of(frame: pd.DataFrame) -> pd.Series:
+    """Name of the patient by the subject's."""
+    return frame.groupby("subject")["patient"].first()
+
+
 def strata_columns(frame: pd.DataFrame) -> list[str]:
     """Names of the columns beyond the fixed ones, such as ``sex``."""
-    fixed = {*_KEYS, *_TAIL, *quantile_columns(frame).values()}
+    fixed = {*_KEYS, *_TAIL, "patient", *quantile_columns(frame).values()}
     return [str(name) for name in frame.columns if name not in fixed]
 
 
@@ -160,7 +184,7 @@ def read_predictions(path: str | os.PathLike[str]) -> pd.DataFrame:
     """
     Read `predictions.csv`; the third column is the visit whatever its name.
 
-    Subjects stay text ("007", "NA"), and numbers are bit for bit those that were written.
+    Subjects and patients stay text ("007", "NA"), and numbers are bit for bit those that were written.
 
     Raises
     ------

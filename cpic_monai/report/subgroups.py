@@ -51,7 +51,7 @@ def group_labels(frame: pd.DataFrame, column: str) -> pd.Series | None:
     if len(values) > MOST_VALUES:
         if numbers.isna().sum() > (text == UNKNOWN).sum():
             return None
-        first, second = np.quantile(numbers.groupby(frame["subject"]).first().dropna(), [1 / 3, 2 / 3])
+        first, second = np.quantile(numbers.groupby(frame["patient"]).first().dropna(), [1 / 3, 2 / 3])
         low, high = number(float(first)), number(float(second))
         values = [f"below {low}", f"{low} to {high}", f"above {high}"]
         which = np.where(numbers < first, 0, np.where(numbers <= second, 1, 2))
@@ -80,9 +80,9 @@ def subgroup_scores(
     Returns
     -------
     list of dict
-        ``stratum``, ``value``, ``subjects``, ``n`` (rows scored), ``mae``, ``coverage``, ``mlll``, ``bias`` (mean of
-        truth - median) and ``intervals`` (of the metrics; empty below five patients). Groups without a truth are left
-        out, and strata that leave a single group.
+        ``stratum``, ``value``, ``subjects``, ``patients``, ``n`` (rows scored), ``mae``, ``coverage``, ``mlll``,
+        ``bias`` (mean of truth - median) and ``intervals`` (of the metrics; empty below five patients). Groups without
+        a truth are left out, and strata that leave a single group.
     """
     clips: dict[str, Any] = {"sigma_min": sigma_min, "error_max": error_max}
     result: list[dict[str, Any]] = []
@@ -96,10 +96,10 @@ def subgroup_scores(
             if part.empty:
                 continue
             scores = summarise(part, **clips)
-            subjects = int(part["subject"].nunique())
-            found = metric_intervals(part, seed=seed, **clips) if subjects >= FEWEST else {}
+            counts = {"subjects": int(part["subject"].nunique()), "patients": int(part["patient"].nunique())}
+            found = metric_intervals(part, seed=seed, **clips) if counts["patients"] >= FEWEST else {}
             rows.append(
-                {"stratum": column, "value": str(value), "subjects": subjects, "n": int(scores["n"])}
+                {"stratum": column, "value": str(value), **counts, "n": int(scores["n"])}
                 | {name: float(scores[name]) for name in _METRICS}
                 | {"bias": float((part["truth"] - part["q0.5"]).mean()) if "q0.5" in part else math.nan}
                 | {"intervals": {name: list(found[name]) for name in _METRICS if name in found}}
@@ -129,7 +129,7 @@ def subgroup_figure(groups: list[dict[str, Any]], overall: float, unit: str) -> 
     for k, group in enumerate(groups):
         place += 1.6 if k and group["stratum"] != groups[k - 1]["stratum"] else 1.0
         places.append(place)
-        labels.append(f"{group['stratum'].replace('_', ' ')}: {group['value']} ({group['subjects']})")
+        labels.append(f"{group['stratum'].replace('_', ' ')}: {group['value']} ({group['patients']})")
     figure, axes = canvas(6.4, 0.7 + 0.24 * place)
     axes.axvline(overall, color=INK, linewidth=1.0, dashes=(4, 3), label=f"all patients, {number(overall)} {unit}")
     for at, group in zip(places, groups, strict=True):

@@ -23,7 +23,7 @@ import pandas as pd
 from cpic_monai.metrics import quantile_columns, summarise
 from cpic_monai.report.atomic import write_text_atomically
 from cpic_monai.report.bootstrap import metric_differences, metric_intervals
-from cpic_monai.report.predictions import check_predictions
+from cpic_monai.report.predictions import check_predictions, patients_of
 
 __all__ = ["constant_baseline", "describe_cohort", "plain", "read_metrics", "summarise_splits", "write_metrics"]
 
@@ -81,7 +81,7 @@ def summarise_splits(
     frame : DataFrame
         Predictions; rows without a truth are counted in ``n_without_truth`` and not scored.
     baselines : mapping of name to DataFrame, optional
-        Predictions of the same rows by something simpler, such as `constant_baseline`.
+        Predictions of the same rows by something simpler, such as `constant_baseline`. Patients are those of `frame`.
     sigma_min, error_max : float
         Clips of the mLLL in the target's unit.
     seed : int
@@ -109,6 +109,7 @@ def summarise_splits(
                 f"the baseline {name!r} has {len(other)} rows that are not the {len(frame)} rows of the predictions "
                 "(same split, subject, visit and truth); evaluate both on the same items"
             )
+        other["patient"] = other["subject"].map(patients_of(frame))
     clips = {"sigma_min": sigma_min, "error_max": error_max}
 
     def scores(part: pd.DataFrame) -> dict[str, Any]:

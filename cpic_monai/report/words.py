@@ -82,8 +82,10 @@ def headline(
     -------
     list of str
     """
-    subjects, rows = frame["subject"].nunique(), len(frame)
+    subjects, patients, rows = frame["subject"].nunique(), frame["patient"].nunique(), len(frame)
     who = f"{number(subjects, 1)} {'subject' if subjects == 1 else 'subjects'}"
+    if patients != subjects:
+        who += f" of {number(patients, 1)} {'patient' if patients == 1 else 'patients'}"
     if rows != subjects:
         who += f" ({number(rows, 1)} visits)"
     if others:
@@ -109,8 +111,8 @@ def headline(
     if not math.isnan(coverage):
         verdict = ""
         nominal = 0.6
-        # Two standard errors of a share among as many draws as there are subjects, whose visits resemble each other.
-        slack = 2 * math.sqrt(nominal * (1 - nominal) / max(subjects, 1))
+        # Two standard errors of a share among as many draws as there are patients, whose visits resemble each other.
+        slack = 2 * math.sqrt(nominal * (1 - nominal) / max(patients, 1))
         if coverage < nominal - slack:
             verdict = ": the intervals are too narrow"
         elif coverage > nominal + slack:

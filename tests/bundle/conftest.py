@@ -36,7 +36,10 @@ def phantom(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def brats(tmp_path_factory) -> Path:
-    """Twelve scans of four sequences in BraTS's layout; the last patient is alive. `table.csv` names the t1 scans."""
+    """Twelve scans of four sequences in BraTS's layout; the last patient is alive.
+
+    `table.csv` names the t1 scans, two of them a patient.
+    """
     folder = tmp_path_factory.mktemp("cohort") / "brats"
     generator = np.random.default_rng(0)
     rows = []
@@ -52,7 +55,8 @@ def brats(tmp_path_factory) -> Path:
     table = pd.DataFrame(rows, columns=columns)
     table.to_csv(folder / "survival_info.csv", index=False)
     scans = [f"{name}/{name}_t1.nii.gz" for name in table["Brats20ID"]]
-    pd.DataFrame({"image": scans, "age": table["Age"]}).to_csv(folder / "table.csv", index=False)
+    patients = [f"P{k // 2}" for k in range(12)]
+    pd.DataFrame({"image": scans, "patient": patients, "age": table["Age"]}).to_csv(folder / "table.csv", index=False)
     return folder
 
 

@@ -109,7 +109,7 @@ def test_two_methods_on_the_same_splits_resumed(bundle_folder, phantom, tmp_path
     assert {path: path.stat().st_mtime_ns for path in done} == times
 
 
-def results_of(folder, tests, offset=0.0):
+def results_of(folder, tests, offset=0.0, patients=None):
     """Folds as training leaves them, of subjects with two visits; a list of test subjects a fold."""
     everyone = [f"p{n}" for n in range(8)]
     for k, held in enumerate(tests):
@@ -120,6 +120,7 @@ def results_of(folder, tests, offset=0.0):
         frame = predictions_frame(
             split=splits,
             subject=np.repeat(everyone, 2).tolist(),
+            patient=np.repeat(patients or everyone, 2).tolist(),
             pred=np.stack([middle - 50, middle, middle + 50], 1),
             visit=visits,
             truth=truth,

@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
+from cpic_monai.report import read_predictions
+from cpic_monai.report.bootstrap import metric_intervals
 from cpic_monai.report.provenance import PLACES
 from tests.bundle.conftest import ROOT, SMALL, run_config
 
@@ -200,6 +202,25 @@ def test_basis_and_head_are_fitted_to_validation_scans_in_the_end(bundle_folder,
         assert baseline == "constant" or train["test"]["baselines"][baseline] != both["test"]["baselines"][baseline]
     assert "fitted to" not in train_facts
     assert both_facts["fitted to"] == "training and validation scans together"
+
+
+def test_intervals_of_a_table_are_over_its_groups(bundle_folder, brats, tmp_path):
+    """Two scans a patient, each named by its path: the patient goes from the table into the predictions."""
+    table = pd.read_csv(brats / "table.csv")
+    small = {key: SMALL[key] for key in ("rank", "channels", "passes", "max_epochs", "head")}
+    run_config(
+        "training", ["train", "table"], cohort_csv=str(brats / "table.csv"), target_column="age",
+        group_column="patient", spatial_shape=[16, 16, 16], batch_size=6, folds=2, output_dir=str(tmp_path), **small,
+    )  # fmt: skip
+    frame = read_predictions(tmp_path / "eval" / "predictions.csv")
+    assert frame.set_index("subject")["patient"].to_dict() == table.set_index("image")["patient"].to_dict()
+    test, entry = frame[frame["split"] == "test"], json.loads((tmp_path / "eval" / "metrics.json").read_text())["test"]
+    assert (entry["subjects"], test["patient"].nunique()) == (6, 3)
+    scoring = json.loads((tmp_path / "eval" / "report.json").read_text())["scoring"]
+    expected = metric_intervals(test.assign(subject=test["patient"]), **scoring)
+    assert entry["intervals"]["mae"] == pytest.approx(expected["mae"], rel=1e-4)
+    assert "gains" in entry["baselines"]["tabular"], "of the same patients"
+    assert "On 6 subjects of 3 patients held out for testing" in (tmp_path / "eval" / "report.md").read_text()
 
 
 def test_brats_overlay_reads_four_sequences(bundle_folder, brats, tmp_path):

@@ -73,6 +73,32 @@ def test_repeated_visits_do_not_narrow_the_interval() -> None:
         assert metric_intervals(ten)[name] == pytest.approx(ends, rel=1e-9), name
 
 
+def scans(patients: int = 12, each: int = 8) -> pd.DataFrame:
+    """Scans with names of their own, whose errors are those of their patients."""
+    error = np.random.default_rng(1).normal(0, 100, patients)
+    rows = [(f"P{k:02d}", f"scans/{k}_{n}.nii") for k in range(patients) for n in range(each)]
+    return predictions_frame(
+        split="test", patient=[row[0] for row in rows], subject=[row[1] for row in rows],
+        pred=[[-50.0, 0.0, 50.0]] * len(rows), truth=np.repeat(error, each),
+    )  # fmt: skip
+
+
+def test_scans_of_a_patient_are_drawn_together() -> None:
+    """Eight scans tell no more than one where the error is the patient's."""
+    frame = scans()
+    one = frame.drop_duplicates("patient")
+    for name, ends in metric_intervals(frame).items():
+        assert ends == pytest.approx(metric_intervals(one)[name], rel=1e-9), name
+    low, high = metric_intervals(frame)["rmse"]
+    narrow = metric_intervals(frame.assign(patient=frame["subject"]))["rmse"]
+    assert high - low > 2 * (narrow[1] - narrow[0]), "about the square root of eight"
+    better = frame.assign(**{q: frame[q] + frame["truth"] / 2 for q in ("q0.2", "q0.5", "q0.8")})
+    for name, ends in metric_differences(frame, better).items():
+        expected = metric_differences(one, better.drop_duplicates("patient"))[name]
+        assert ends == pytest.approx(expected, rel=1e-9, abs=1e-9), name
+    assert metric_intervals(frame[frame["patient"] == "P00"]) == {}, "one patient, however many scans"
+
+
 def test_paired_differences_cancel_what_patients_share() -> None:
     frame = cohort()
     shifted = frame.assign(**{q: frame[q] - 5.0 for q in ("q0.2", "q0.5", "q0.8")}, truth=frame["truth"] - 5.0)

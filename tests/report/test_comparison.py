@@ -21,6 +21,7 @@ from cpic_monai.report import (
     write_report,
 )
 from cpic_monai.report.comparison import settings_that_differ
+from cpic_monai.report.comparison_page import _sentences
 from scripts.compare_reports import main
 from tests.report.test_page import Page, assert_self_contained
 
@@ -67,6 +68,21 @@ def test_order_of_rows_does_not_matter(osic: pd.DataFrame) -> None:
     mixed = compare(Evaluated("a", osic, FACTS), Evaluated("b", shuffled, FACTS))
     for one, other in zip(straight["metrics"], mixed["metrics"], strict=True):
         assert other["low"] == pytest.approx(one["low"], rel=1e-9)
+
+
+def test_patients_that_one_side_knows_hold_for_both(osic: pd.DataFrame) -> None:
+    """One file was written before the column of patients: whichever it is, subjects of a patient are drawn together."""
+    patient = osic["subject"].str[:10]  # ten test subjects, and five
+    known, unknown = osic.assign(patient=patient), better(osic)
+    wide = compare(Evaluated("a", known, FACTS), Evaluated("b", unknown.assign(patient=patient), FACTS))
+    assert (wide["subjects"], wide["n_patients"]) == (15, 2)
+    assert compare(Evaluated("a", known, FACTS), Evaluated("b", unknown, FACTS))["metrics"] == wide["metrics"]
+    turned = compare(Evaluated("b", unknown, FACTS), Evaluated("a", known, FACTS))
+    for entry, other in zip(wide["metrics"], turned["metrics"], strict=True):
+        for one, two in (("first", "second"), ("second", "first")):
+            assert entry[f"{one}_interval"] == other[f"{two}_interval"]
+        assert (entry["low"], entry["high"]) == pytest.approx((-other["high"], -other["low"]), rel=1e-9, abs=1e-12)
+    assert "on the same 2 patients (75 rows" in _sentences(wide)[0]
 
 
 def test_different_patients_are_refused_by_name(osic: pd.DataFrame) -> None:

@@ -11,7 +11,7 @@ from cpic_monai.report import predictions_frame
 from cpic_monai.report.figures import observed_shares, training_curves
 from cpic_monai.report.style import number, percent
 from cpic_monai.report.trajectories import has_courses, select_subjects, short, subject_errors
-from cpic_monai.report.words import headline_split, metric_rows, tiles
+from cpic_monai.report.words import headline, headline_split, metric_rows, tiles
 
 
 def errors_of(values: dict[str, float], visits: int = 2) -> pd.DataFrame:
@@ -76,12 +76,27 @@ def test_observed_shares_by_hand() -> None:
     assert observed_shares(frame.iloc[:1])["low"].isna().all()
 
 
-def test_intervals_of_shares_are_over_subjects() -> None:
-    """Ten identical rows a subject carry no more information than one: the interval must not shrink."""
+def test_intervals_of_shares_are_over_patients() -> None:
+    """Ten identical rows a patient carry no more information than one: the interval must not shrink."""
     truth = np.array([5.0] * 6 + [15.0] * 6)
     one = predictions_frame(split="t", subject=list("abcdefghijkl"), pred=[[0, 10, 20]] * 12, truth=truth)
     ten = pd.concat([one] * 10, ignore_index=True)
     pd.testing.assert_frame_equal(observed_shares(one), observed_shares(ten))
+    scans = ten.assign(subject=[f"scan {k}" for k in range(120)])
+    pd.testing.assert_frame_equal(observed_shares(one), observed_shares(scans))
+
+
+def test_the_headline_counts_patients_beside_their_scans() -> None:
+    frame = errors_of({f"s{k}": 10.0 for k in range(12)}, visits=1)
+    entry = {"mae": 10.0, "rmse": 10.0, "coverage": 0.4}
+    given: dict[str, Any] = {"target_name": "age", "unit": "years", "others": False}
+    assert headline(frame, "test", entry, **given)[0].startswith("On 12 subjects, the predicted age is")
+    scans = frame.assign(patient=[f"p{k % 3}" for k in range(12)])
+    assert headline(scans, "test", entry, **given)[0].startswith("On 12 subjects of 3 patients, the predicted age is")
+    many = pd.concat([frame.assign(subject=frame["subject"] + f"_{n}") for n in range(9)], ignore_index=True)
+    sure, unsure = (headline(part, "test", entry, **given)[1] for part in (many.assign(patient=many["subject"]), many))
+    assert "the intervals are too narrow" in sure
+    assert "the intervals are" not in unsure, "108 scans, but 12 patients"
 
 
 def test_curves_group_by_quantity_and_check_shapes() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 
 from cpic_monai.report import check_predictions, predictions_frame, read_predictions, write_predictions
 from cpic_monai.report.atomic import write_text_atomically
+from cpic_monai.report.predictions import strata_columns
 
 
 def test_csv_has_the_contracts_columns_and_text(tmp_path: Path) -> None:
@@ -18,9 +20,9 @@ def test_csv_has_the_contracts_columns_and_text(tmp_path: Path) -> None:
     )  # fmt: skip
     path = write_predictions(frame, tmp_path / "new" / "predictions.csv", visit_name="week")
     assert path.read_text().splitlines() == [
-        "split,subject,week,q0.2,q0.5,q0.8,truth,offset",
-        "test,ID1,0.0,2400.0,2500.0,2600.5,2510.0,2510.0",
-        "test,ID1,12.0,2300.0,2450.0,2550.0,,2510.0",
+        "split,subject,week,q0.2,q0.5,q0.8,truth,offset,patient",
+        "test,ID1,0.0,2400.0,2500.0,2600.5,2510.0,2510.0,ID1",
+        "test,ID1,12.0,2300.0,2450.0,2550.0,,2510.0,ID1",
     ]
     assert sorted(os.listdir(path.parent)) == ["predictions.csv"]
 
@@ -37,6 +39,33 @@ def test_subjects_stay_text_and_unknown_visits_stay_unknown(tmp_path: Path) -> N
     back = read_predictions(write_predictions(frame, tmp_path / "p.csv"))
     assert back["subject"].tolist() == subjects
     assert back[["visit", "truth", "offset"]].isna().to_numpy().all()
+
+
+def test_patients_of_several_scans(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"split": "test", "subject": ["a1", "a2", "b"], "pred": np.ones((3, 3))}
+    strata = {"patient": ["x", "x", "x"], "sex": ["F", "F", "M"]}
+    frame = predictions_frame(**given, patient=["007", "007", "NA"], strata=strata)
+    back = read_predictions(write_predictions(frame, tmp_path / "p.csv"))
+    assert back["patient"].tolist() == ["007", "007", "NA"], "not the stratum of that name"
+    assert strata_columns(back) == ["sex"]
+    pd.testing.assert_frame_equal(back, frame, check_exact=True)
+    with pytest.raises(ValueError, match="'patient' is empty"):
+        predictions_frame(**given, patient=["007", "", "NA"])
+
+
+def test_files_without_patients_are_read(osic: pd.DataFrame, tmp_path: Path) -> None:
+    path = write_predictions(osic, tmp_path / "p.csv")
+    pd.read_csv(path, dtype=str).drop(columns="patient").to_csv(path, index=False)
+    back = read_predictions(path)
+    assert (back["patient"] == back["subject"]).all()
+    pd.testing.assert_frame_equal(back, osic, check_exact=True)
+
+
+def test_scans_of_one_name_are_of_one_patient() -> None:
+    """A table that names scans by their patients and has no groups: each scan is its own, by its path."""
+    paths = ["1.nii", "2.nii", "3.nii"]
+    frame = predictions_frame(split="test", subject=["A", "A", "B"], patient=paths, pred=np.ones((3, 3)))
+    assert frame["patient"].tolist() == ["1.nii", "1.nii", "3.nii"]
 
 
 def test_column_order_and_index_do_not_matter(osic: pd.DataFrame) -> None:

@@ -57,6 +57,28 @@ def test_unknown_is_a_group_and_identifiers_are_none() -> None:
     assert group_labels(frame.assign(site="A"), "site") is None
 
 
+def test_groups_count_patients_beside_their_scans() -> None:
+    """Ten scans of four women, too few for an interval, and twenty of five men."""
+    frame = cohort()
+    number, women = frame["subject"].str[-2:].astype(int), frame["sex"] == "Female"
+    frame["patient"] = frame["split"] + frame["sex"] + (number // 3 % 4).where(women, number % 5).astype(str)
+    groups = subgroup_scores(frame, "test")[:2]
+    assert [(g["subjects"], g["patients"], bool(g["intervals"])) for g in groups] == [(10, 4, False), (20, 5, True)]
+    assert "sex: Female (4) 30.0 mL; sex: Male (5)" in subgroup_figure(groups, 16.7, "mL").alt
+
+
+def test_terciles_count_a_patient_once_whatever_the_scans() -> None:
+    """Twelve patients of the ages 0 to 11, the oldest with 49 scans."""
+    ages = [*range(12), *[11] * 48]
+    frame = predictions_frame(
+        split="test", subject=[f"scan {k}" for k in range(60)], patient=[f"P{age}" for age in ages],
+        pred=np.ones((60, 3)), strata={"age": [str(age) for age in ages]},
+    )  # fmt: skip
+    labels = group_labels(frame, "age")
+    assert labels is not None
+    assert labels.value_counts().to_dict() == {"below 3.67": 4, "3.67 to 7.33": 4, "above 7.33": 52}
+
+
 def test_few_numbers_are_categories() -> None:
     labels = group_labels(cohort().assign(grade=["1", "2", "3", "4"] * 30), "grade")
     assert labels is not None

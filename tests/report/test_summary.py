@@ -60,6 +60,20 @@ def test_a_baseline_of_other_rows_is_refused(osic: pd.DataFrame) -> None:
     assert summarise_splits(osic, baselines={"tabular": narrow})["val"]["baselines"]["tabular"]["n"] == 30
 
 
+def test_intervals_and_gains_are_over_patients(osic: pd.DataFrame) -> None:
+    """Three subjects a patient; a baseline that knows of no patients is drawn like the model."""
+    patients = osic["subject"].map(lambda name: f"{name[:-20]}{int(name[-20:-15]) // 3:02d}")
+    entry = summarise_splits(osic.assign(patient=patients), baselines={"constant": constant_baseline(osic)})["test"]
+    whole = osic.assign(subject=patients, patient=patients)
+    expected = summarise_splits(whole, baselines={"constant": constant_baseline(whole)})["test"]
+    assert (entry["subjects"], expected["subjects"]) == (15, 5)
+    for name, ends in expected["intervals"].items():
+        assert entry["intervals"][name] == pytest.approx(ends, rel=1e-9), name
+    base, other = (found["baselines"]["constant"] for found in (entry, expected))
+    assert base["intervals"]["mae"] == pytest.approx(other["intervals"]["mae"], rel=1e-9)
+    assert base["gains"]["mae"] == pytest.approx(other["gains"]["mae"], rel=1e-9)
+
+
 def test_missing_truths_are_counted(osic: pd.DataFrame, tmp_path: Path) -> None:
     frame = osic.copy()
     frame.loc[frame["split"] == "test", "truth"] = np.nan
