@@ -113,11 +113,9 @@ class CrossValidation:
         first = next(iter(self.runs.values()))[0].settings()
         own = str((first.get("key_metric") or {}).get("name", "rmse"))
         self.key_metric = key_metric or own
-        for name in (own, self.key_metric):
-            if name in NAMES:
-                continue
+        if other := [name for name in (own, self.key_metric) if name not in NAMES]:
             raise ValueError(
-                f"config key `key_metric` is {name!r}, none of {', '.join(NAMES)}: cross-validation "
+                f"config key `key_metric` is {other[0]!r}, none of {', '.join(NAMES)}: cross-validation "
                 "compares predicted quantiles. Classes, survival and autoencoders are trained fold by fold (--fold)"
             )
 
