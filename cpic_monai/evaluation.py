@@ -29,24 +29,25 @@ from cpic_monai.report import (
     constant_baseline,
     predictions_frame,
     summarise_splits,
+    write_baselines,
     write_metrics,
     write_predictions,
     write_report,
 )
 from cpic_monai.report.atomic import write_text_atomically
+from cpic_monai.report.cohort_facts import cohort_facts, write_left_out
 from cpic_monai.report.trajectories import subject_errors
 from cpic_monai.report.words import headline_split
 
 logger = logging.getLogger(__name__)
-LISTED = 8
 
 
 class Evaluation:
     """Run an evaluator over several splits and write what came out.
 
-    Writes ``predictions.csv`` (a row a visit), ``metrics.json`` (an object a split, with the constant
-    prediction as baseline) and the report (``report.html``, the same as ``report.md`` and ``report.json``) to
-    ``output_dir``; at inference, without targets, ``predictions.json`` instead of metrics.
+    Writes ``predictions.csv`` (a row a visit), ``baselines.csv`` (the baselines' rows), ``left_out.csv`` (what the
+    cohort could not use), ``metrics.json`` (an object a split, with its baselines) and the report (``report.html``, the
+    same as ``.md`` and ``.json``) to ``output_dir``; without targets ``predictions.json`` in the place of metrics.
 
     Parameters
     ----------
@@ -128,9 +129,15 @@ class Evaluation:
             return {}
         frame = pd.concat(parts, ignore_index=True)
         write_predictions(frame, self.output_dir / "predictions.csv", visit_name=self.visit_name)
+        write_left_out(self.cohort, self.output_dir / "left_out.csv")
         metrics: dict[str, Any] = {}
         if frame["truth"].notna().any():
-            metrics = self._score(frame[frame["truth"].notna()])
+            known, others = frame[frame["truth"].notna()], self._baselines()
+            write_baselines(others, self.output_dir / "baselines.csv", visit_name=self.visit_name)
+            constant = {"constant": constant_baseline(known)} if "train" in set(known["split"]) else {}
+            metrics = summarise_splits(
+                known, baselines={**constant, **others}, sigma_min=self.sigma_min, error_max=self.error_max
+            )
             write_metrics(metrics, self.output_dir / "metrics.json")
         else:
             text = frame.rename(columns={"visit": self.visit_name or "visit"}).to_json(orient="records", indent=2)
@@ -139,7 +146,7 @@ class Evaluation:
             self.output_dir,
             frame,
             metrics=metrics,
-            cohort=_facts(self.cohort),
+            cohort=cohort_facts(self.cohort),
             target_name=self.target_name,
             unit=self.unit,
             visit_name=self.visit_name,
@@ -215,14 +222,13 @@ class Evaluation:
             unit=self.unit,
         )
 
-    def _score(self, frame: pd.DataFrame) -> dict[str, Any]:
-        baselines = {}
-        if "train" in set(frame["split"]):
-            baselines["constant"] = constant_baseline(frame)
+    def _baselines(self) -> dict[str, pd.DataFrame]:
+        """Predictions of the baselines' rows with a truth, by name."""
+        found = {}
         for name, predict in self.baselines.items():
-            other = pd.concat(predict().values(), ignore_index=True)
-            baselines[name] = other[other["truth"].notna()].reset_index(drop=True)
-        return summarise_splits(frame, baselines=baselines, sigma_min=self.sigma_min, error_max=self.error_max)
+            frame = pd.concat(predict().values(), ignore_index=True)
+            found[name] = frame[frame["truth"].notna()].reset_index(drop=True)
+        return found
 
 
 class TabularBaseline:
@@ -271,25 +277,6 @@ class TabularBaseline:
                 pred = head(torch.zeros(len(batch["scan_index"]), rank), batch["tabular"])
                 frames[name] = _rows(batch, ToUnits()({**batch, "pred": pred}), name, self.quantiles)
         return frames
-
-
-def _facts(cohort: Mapping[str, Any]) -> dict[str, Any]:
-    """A cohort's description as a reader wants it: what was left out and altered in words, if anything was."""
-    facts = {key: value for key, value in cohort.items() if key not in ("left_out", "notes", "tabular")}
-    left_out = [f"{entry['subject']} ({entry['reason']})" for entry in cohort.get("left_out", ())]
-    for name, entries in (("left out", left_out), ("notes", list(cohort.get("notes", ())))):
-        if entries:
-            more = f" and {len(entries) - LISTED} more" if len(entries) > LISTED else ""
-            facts[name] = "; ".join(entries[:LISTED]) + more
-    for column, summary in cohort.get("tabular", {}).items():
-        facts[f"column {column}"] = ", ".join(f"{key} {_short(value)}" for key, value in summary.items())
-    return facts
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {count}" for name, count in value.items())
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _without_image(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

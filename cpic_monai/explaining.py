@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from cpic_monai.attribution import CLASSES, Explained, attribution_map, explain, label_map, shared_reference
+from cpic_monai.attribution import CLASSES, attribution_map, check_visit, explain, label_map, shared_reference
 from cpic_monai.distributed import rank
 from cpic_monai.label.overlay import write_label_map
 from cpic_monai.networks import CPICNet
@@ -32,8 +33,8 @@ class Explanation:
 
     Both lie on the grid of the scan's file (its first channel's; of a DICOM series its regular grid), with its shape
     and affine. The former is a uint8 label map of the classes of :data:`cpic_monai.attribution.CLASSES`, the latter
-    float32, signed, in the target's unit (a fraction of the first value, where predictions are; the head's output, for
-    classes and survival). Its sum is that of the attributions of the picked voxels that lie in the file.
+    float32, signed, in the target's unit (a fraction of the first value, where predictions are; of classes log odds or
+    log probability, of survival log hazard). Its sum is that of the attributions of picked voxels within the file.
 
     Parameters
     ----------
@@ -49,11 +50,16 @@ class Explanation:
         ``air`` or ``cohort``; see :mod:`cpic_monai.attribution`.
     visit
         Which of a scan's rows is explained; -1 is the last.
+    outputs
+        Names of what the network predicts. The one that is explained is named in ``explained.json``: the middle
+        quantile, the log hazard, or a class.
+    output
+        Which class; None for the second of two, and of several each scan's most probable one.
 
     Raises
     ------
     ValueError
-        If two subjects' files would have one name.
+        If two subjects' files would have one name, a scan lacks that visit, or there is no such class.
     """
 
     def __init__(
@@ -66,10 +72,21 @@ class Explanation:
         unit: str,
         reference: str = "cohort",
         visit: int = -1,
+        outputs: Sequence[str] = (),
+        output: str | None = None,
     ) -> None:
         self.network, self.scans, self.output_dir = network, scans, Path(output_dir)
         self.target_name, self.reference, self.visit = target_name, reference, int(visit)
-        self.unit = "output of the head" if isinstance(network.head, LogitHead) else unit
+        self.outputs = [str(name) for name in outputs]
+        self.unit = unit
+        if isinstance(network.head, LogitHead):
+            words = {1: "log hazard", 2: "log odds"}
+            self.unit = words.get(network.head.quantiles, "log probability")
+        if output is not None and (output not in self.outputs or not isinstance(network.head, LogitHead)):
+            raise ValueError(
+                f"config key `explain_output` is {output!r}; of classes, name one of {', '.join(self.outputs) or '-'}"
+            )
+        self.output = None if output is None else self.outputs.index(output)
 
     def run(self) -> list[dict[str, Any]]:
         """Explain all scans; returns the content of ``explained.json``, an entry a scan.
@@ -83,6 +100,8 @@ class Explanation:
         twice = sorted({stem for stem in stems if stems.count(stem) > 1})
         if twice:
             raise ValueError(f"several subjects' files would be named {', '.join(twice)}: give them other names")
+        for item in items:
+            check_visit(str(item["subject"]), 1 if item.get("tabular") is None else len(item["tabular"]), self.visit)
         self.network.eval()
         from_here = shared_reference(self.network, self.reference)
         entries = [
@@ -108,17 +127,19 @@ class Explanation:
         Returns
         -------
         dict
-            ``subject``; ``files`` (``picked``, ``attribution``); ``visit``; ``voxels`` picked; ``raised_by`` and
+            ``subject``; ``files`` (``picked``, ``attribution``); ``visit``; ``output`` that is explained; ``voxels``
+            picked; ``raised_by`` and
             ``lowered_by``, sums of the attributions above and below 0; ``beyond_file``, the sum of those outside the
             file; ``finite``, false where the derivative is not finite and all attributions are given as 0.
         """
         subject, scan = str(item["subject"]), item["image"]
         explained = explain(
-            self.network, scan, item.get("tabular"), visit=self.visit, subject=subject, reference=reference
-        )
+            self.network, scan, item.get("tabular"), visit=self.visit, subject=subject, reference=reference,
+            output=self.output,
+        )  # fmt: skip
         factor = self._factor(item)
         moved = explained.attribution * factor
-        shown = Explained(explained.quantiles, explained.voxels, moved, explained.finite)
+        shown = replace(explained, attribution=moved)
         affine = scan.volumes[0].affine
         values = attribution_map(scan, shown)
         files = {name: f"{stem}_{name}.nii.gz" for name in ("picked", "attribution")}
@@ -129,6 +150,7 @@ class Explanation:
             "subject": subject,
             "files": files,
             "visit": visit,
+            "output": self.outputs[explained.output] if self.outputs else "",
             "voxels": len(explained.voxels),
             "raised_by": float(moved.clamp_min(0).sum()),
             "lowered_by": float(moved.clamp_max(0).sum()),

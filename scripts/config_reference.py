@@ -40,9 +40,10 @@ dictionary instead of replacing it; `@key` is the value of another key, `$...` a
 shown without its arguments, and what is long by its kind: open the file to see it.
 
 Order of the files: the workflow (`train`, `evaluate` or `inference`), the cohort (`table`, `inference_table`,
-`brats`), `align`, the method (`small_cohort`, `tangent`, `paper`, `resnet`, the controls, ...), the task (`classify`,
-`survival`), the report (`ridge`, `crop_shape`), `calibrate`, `finetune`, then how it runs (`cache`, `gpu`,
-`multi_gpu_train`), then your own.
+`brats`), `ct`, `align`, the method (`small_cohort`, `tangent`, `paper`, `resnet`, the controls, ...), the task
+(`classify`, `survival`) or the report's baselines (`ridge`, `crop_shape`), `calibrate`, `finetune`, then how it runs
+(`cache`, `gpu`, `multi_gpu_train`), then your own. Baselines and `resnet` predict quantiles: with a task they are
+refused.
 """
 
 

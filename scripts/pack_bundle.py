@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NAME = "cpic_fvc_regression"
 PLACE = "$os.path.dirname(os.path.dirname(os.path.abspath(cpic_monai.__file__)))"
 SCRIPTS = ("verify_bundle.py", "bundle_schema.json", "convert.py", "compare_reports.py")
+#: Of the target, in checkpoints that the packed configs can read.
+PACKED_TARGET = "relative_to_first"
 FIGURES = {"mlll": "mLLL", "rmse": "RMSE, mL", "mae": "MAE, mL", "r2": "R2", "coverage": "coverage", "n": "visits"}
 TABLE = "<!-- metrics: filled in by pack_bundle.py -->"
 
@@ -159,12 +161,30 @@ def pack(checkpoint: Path, metrics_file: Path | None, settings: Mapping[str, Any
         See :func:`packed_configs`.
     output
         Folder, e.g. ``dist``.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint is of another cohort than OSIC's layout, or has a template beside it.
     """
     state = read_checkpoint(checkpoint)
     metrics = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file else {}
     configs = packed_configs(ROOT / "configs", settings)
     metadata = json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))
     columns = list(ItemEncoder(state["encoder"]).feature_names)
+    if (mode := state["encoder"]["target"]["mode"]) != PACKED_TARGET:
+        raise ValueError(
+            f"{checkpoint}: its target is {mode!r}, so it was trained with configs/table.json, brats.json or another "
+            f"cohort; the packed bundle reads OSIC's layout, whose target is {PACKED_TARGET!r} (FVC), and would "
+            "predict with wrong intensities and units. Serve it from MLflow (docs/reports.md), or predict by "
+            "configs/inference_table.json"
+        )
+    if (template := checkpoint.with_name("template.nii.gz")).exists():
+        raise ValueError(
+            f"{template}: the checkpoint was trained with configs/align.json, which the packed configs know nothing of: "
+            "views would lie elsewhere than in training. Pack a run without it, or use configs/inference.json with "
+            "configs/align.json"
+        )
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".") as scratch:
         made = Path(scratch) / NAME

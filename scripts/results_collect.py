@@ -13,7 +13,7 @@ import numpy as np
 from results_experiment import Experiment
 from results_run import FAILED, TRAINED
 
-from cpic_monai.cross_validation import MethodResult, aggregate, read_method
+from cpic_monai.cross_validation import MethodResult, aggregate, read_method, reader_of
 from cpic_monai.metrics.named import NAMES
 from cpic_monai.report import read_metrics
 from cpic_monai.report.comparison import settings_that_differ
@@ -87,20 +87,26 @@ def _cross_validated(experiment: Experiment, folder: Path) -> dict[str, Any] | N
     first = next(iter(done))
     splits = {key: getattr(experiment, key) for key in ("folds", "seed", "stratify", "validation_fraction")}
     key_metric = experiment.key_metric or _settings(folder / first / f"fold_{done[first][0]}")["key_metric"]["name"]
-    whole = {name: _method(name, folder / name, numbers, experiment.folds) for name, numbers in done.items()}
+
+    def method(name: str, numbers: list[int]) -> MethodResult:
+        count = experiment.folds if numbers == list(range(experiment.folds)) else numbers
+        return read_method(name, folder / name, count, read=reader_of(key_metric))
+
+    whole = {name: method(name, numbers) for name, numbers in done.items()}
     # Methods that have the first one's folds are compared in one go, others on the folds that both have.
-    alike = {name: method for name, method in whole.items() if done[name] == done[first]}
+    alike = {name: found for name, found in whole.items() if done[name] == done[first]}
     result = aggregate(alike, splits, key_metric)
     methods = {}
-    for name, method in whole.items():
+    for name in whole:
         if name in alike:
             found = result["methods"][name]
         else:
-            found = aggregate({name: method}, splits, key_metric)["methods"][name]
+            found = aggregate({name: whole[name]}, splits, key_metric)["methods"][name]
             both = [k for k in done[name] if k in done[first]]
             if both:
-                pair = {n: _method(n, folder / n, both, experiment.folds) for n in (first, name)}
-                found["differences"] = aggregate(pair, splits, key_metric)["methods"][name]["differences"]
+                pair = {n: method(n, both) for n in (first, name)}
+                beside = aggregate(pair, splits, key_metric)["methods"][name]
+                found |= {key: beside[key] for key in ("differences",) if key in beside}
         methods[name] = _numbers(found) | {"fold_numbers": done[name]} | _origin(folder / name, done[name])
     return {
         "key_metric": key_metric,
@@ -114,19 +120,14 @@ def _cross_validated(experiment: Experiment, folder: Path) -> dict[str, Any] | N
     }
 
 
-def _method(name: str, folder: Path, numbers: list[int], folds: int) -> MethodResult:
-    complete = numbers == list(range(folds))
-    return read_method(name, folder, folds if complete else numbers)
-
-
 def _numbers(found: Mapping[str, Any]) -> dict[str, Any]:
     entry: dict[str, Any] = {
-        "folds": [{key: fold[key] for key in (*NAMES, "n", "subjects") if key in fold} for fold in found["folds"]],
+        "folds": found["folds"],
         "mean": found["mean"],
         "sd": found["sd"],
     }
     if "pooled" in found:
-        entry["pooled"] = {key: found["pooled"].get(key, math.nan) for key in NAMES}
+        entry["pooled"] = {key: found["pooled"].get(key, math.nan) for key in found["mean"]}
         if "intervals" in found["pooled"]:
             entry["pooled"]["intervals"] = found["pooled"]["intervals"]
     if "differences" in found:

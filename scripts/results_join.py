@@ -41,14 +41,24 @@ def joined(kept: Mapping[str, Any] | None, found: Mapping[str, Any], order: Mapp
         entry["stability"] = _by_method("stability", kept, found, order)
         return entry
     first = next(iter(entry["methods"]))
-    of_kept, of_found = (_first_numbers(e["methods"], first) for e in (kept, found))
     now = _first_numbers(entry["methods"], first)
-    for name, method in entry["methods"].items():
-        beside = of_found if name in found["methods"] else of_kept
-        if beside != now:
-            entry["methods"][name] = {key: value for key, value in method.items() if key != "differences"}
-    entry["baselines"] = {**kept["baselines"], **found["baselines"]}
+    entry["methods"] = _differing_from(now, first, kept, found, "methods", entry["methods"])
+    # Baselines are of the first method's folds; of another one's where that has none.
+    old, new = (kept, found) if _first_numbers(found["methods"], first) == now else (found, kept)
+    baselines = {**old["baselines"], **new["baselines"]}
+    entry["baselines"] = _differing_from(now, first, old, new, "baselines", baselines)
     return entry
+
+
+def _differing_from(
+    now: Any, first: str, old: Mapping[str, Any], new: Mapping[str, Any], part: str, rows: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The rows, taken from `new` where it has them, without differences from other numbers of the first than `now`."""
+    result = {}
+    for name, row in rows.items():
+        beside = _first_numbers((new if name in new[part] else old)["methods"], first)
+        result[name] = row if beside == now else {key: value for key, value in row.items() if key != "differences"}
+    return result
 
 
 def _by_method(key: str, kept: Mapping[str, Any], found: Mapping[str, Any], order: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from cpic_monai.report.style import number
 
 TEMPLATE = "results.md.j2"
 DIRECTIONS = ("at most", "at least", "below", "between")
-#: Columns of the tables: the report's, but the pinball loss, which says little by itself.
-COLUMNS = tuple(column for column in words.COLUMNS if column[0] != "pinball")
+#: Left out of the tables: the pinball loss says little by itself.
+UNTOLD = "pinball"
 THREE_DECIMALS = ("mlll", "r2")
 
 
@@ -165,11 +165,14 @@ def _written(key: str, value: float | None) -> str:
 
 def _section(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     unit = str(entry["target"].get("unit") or "")
-    columns = [(key, f"{label} [{unit}]" if has_unit and unit else label) for key, label, _, has_unit in COLUMNS]
+    table = words.columns_of(entry["key_metric"])
+    columns = [
+        (key, f"{label} [{unit}]" if has_unit and unit else label) for key, label, _, has_unit in table if key != UNTOLD
+    ]
     section: dict[str, Any] = {
         "name": name,
         "entry": entry,
-        "key": next(label for key, label, *_ in words.COLUMNS if key == entry["key_metric"]),
+        "key": next(label for key, label, *_ in table if key == entry["key_metric"]),
         "labels": [label for _, label in columns],
         "made": _made(entry),
         "stability": _stability_rows(entry) if "stability" in entry else [],

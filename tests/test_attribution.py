@@ -15,6 +15,7 @@ from cpic_monai.attribution import CLASSES, Explained, attribution_classes, expl
 from cpic_monai.handlers.select import select_index_sets
 from cpic_monai.label import write_label_map
 from cpic_monai.networks import CPICNet
+from cpic_monai.networks.heads import LogitHead
 from cpic_monai.transforms import VirtualScan
 from cpic_monai.volumes import ArrayVolume
 
@@ -194,3 +195,30 @@ def test_files_that_cannot_hold_it_are_refused(tmp_path):
     with pytest.raises(ValueError, match="right angles"):
         write_label_map(tmp_path / "a.nrrd", labels, sheared)
     np.testing.assert_allclose(nibabel.load(write_label_map(tmp_path / "a.nii", labels, sheared)).affine, sheared)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_of_classes_the_probability_is_explained(classes):
+    """Against finite differences of the log odds of two, the log probability of one of three."""
+    network = fitted(draws=2, quantiles=classes)
+    network.head = LogitHead.like(network.head)
+    scan, tabular = lazy(images(1, seed=7))[0], torch.tensor([[0.5]])
+    codes = network.indices.codes()
+    with torch.no_grad():
+        values = network.encode(network.source([scan]).patches(network.voxels())).double()
+        head = copy.deepcopy(network.head).double()
+
+        def score(scaled, k):
+            logits = head(network.basis(network.indices.decompose(scaled)), tabular)[0]
+            return float(logits[k] - logits[1 - k]) if classes == 2 else float(logits.log_softmax(0)[k])
+
+        likely = int(explain(network, scan, tabular).quantiles[0].argmax())
+        for chosen, k in ((None, 1 if classes == 2 else likely), (0, 0)):
+            explained = explain(network, scan, tabular, output=chosen)
+            assert explained.output == k
+            row = int(explained.attribution.abs().argmax())
+            here = (codes == network.grid.encode(explained.voxels[row])).double()[None, :, None]
+            slope = (score(values * (1 + 1e-4 * here), k) - score(values * (1 - 1e-4 * here), k)) / 2e-4
+            assert slope == pytest.approx(float(explained.attribution[row]), rel=1e-3, abs=1e-6)
+    with pytest.raises(ValueError, match=f"there are {classes} classes, counted from 0, and no class 5"):
+        explain(network, scan, tabular, output=5)

@@ -21,6 +21,7 @@ from cpic_monai.attribution import (
     mean_encoding,
 )
 from cpic_monai.explaining import Explanation
+from cpic_monai.networks.heads import LogitHead
 from cpic_monai.transforms import VirtualScan
 from cpic_monai.volumes import ArrayVolume
 
@@ -183,3 +184,29 @@ def test_ratios_are_of_mean_shares():
     assert rows["air, all"]["over_foreground"] == pytest.approx(2.0)
     assert rows["air, all"]["low"] == pytest.approx(0.3)
     assert rows["picked"]["low_p"] == rows["picked"]["high_p"] == 1.0
+
+
+def test_a_visit_that_a_scan_lacks_is_refused_before_any_map_is_written(tmp_path):
+    scan, _ = scan_and_fibrosis()
+    items = [{"subject": name, "image": scan, "tabular": torch.zeros(n, 1)} for name, n in (("long", 5), ("short", 2))]
+    with pytest.raises(ValueError, match="scan short has 2 visits, counted from 0, and no visit 4: set config key"):
+        Explanation(fitted(), items, tmp_path, target_name="FVC", unit="mL", visit=4).run()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_class_that_is_explained_is_named(tmp_path):
+    network = small_network(in_channels=2, draws=2, quantiles=3)
+    network.head = LogitHead.like(network.head)
+    with torch.no_grad():
+        network.basis.fit(network.decompose(lazy(images(5, channels=2, seed=1))))
+    scan, _ = scan_and_fibrosis()
+    item = {"subject": "S", "image": scan, "tabular": torch.zeros(1, 1)}
+    given = {"target_name": "grade", "unit": "", "outputs": ["p(mild)", "p(middling)", "p(severe)"]}
+    (entry,) = Explanation(network, [item], tmp_path, **given, output="p(severe)").run()
+    assert entry["output"] == "p(severe)"
+    assert json.loads((tmp_path / "explained.json").read_text())["unit"] == "log probability"
+    (entry,) = Explanation(network, [item], tmp_path, **given).run()
+    likely = int(explain(network, scan, item["tabular"]).quantiles[0].argmax())
+    assert entry["output"] == given["outputs"][likely]
+    with pytest.raises(ValueError, match=r"`explain_output` is 'severe'; of classes, name one of p\(mild\), "):
+        Explanation(network, [item], tmp_path, **given, output="severe")

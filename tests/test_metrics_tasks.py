@@ -12,8 +12,8 @@ from torch import nn
 
 from cpic_monai.losses import ClassLoss, CoxLoss, cox_partial_likelihood
 from cpic_monai.metrics import EngineMetrics, classification_metrics, survival_metrics
-from cpic_monai.networks import LeaveOneOutRidge
-from cpic_monai.tasks import ClassTask, SurvivalTask, WorkingRidge
+from cpic_monai.networks import CPICNet, LeaveOneOutRidge
+from cpic_monai.tasks import ClassTask, LogitCPICNet, SurvivalTask, TaskRecipe, WorkingRidge
 
 
 def survival(rows: int = 40, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,3 +149,28 @@ def test_ridge_on_a_working_response_is_the_ridge_on_each_column() -> None:
         column = response[:, k : k + 1]
         torch.testing.assert_close(error[:, k : k + 1], column - plain(gram, tabular, index, column))
         torch.testing.assert_close(dual[:, k::2], plain.scan_effects(gram, tabular, index, column)[0])
+
+
+def test_likelihood_without_an_event_has_no_value() -> None:
+    """Of the loss it is 0, the best there is, which would make such an epoch the best for good."""
+    pred, truth = torch.randn(6, 1, dtype=torch.float64), -torch.arange(1.0, 7.0)
+    assert math.isnan(survival_metrics()["cox"].of(pred, truth))
+    assert float(CoxLoss()(pred, truth)) == 0
+
+
+def test_answers_for_everybody() -> None:
+    label = torch.tensor([[0.0], [0.0], [0.0], [1.0]])
+    shares = ClassTask(["a", "b", "never"]).constant(label)
+    torch.testing.assert_close(shares, torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64) / 4.5)
+    assert SurvivalTask().constant(label).tolist() == [0.0]
+
+
+def test_a_network_of_quantiles_is_refused_for_a_task() -> None:
+    """Three ordered quantiles would pass for three logits: the last class would always win."""
+    network = CPICNet((8, 16, 16), channels=4, features=(3,), rank=3, quantiles=3)
+    with pytest.raises(ValueError, match="3 outputs of a QuantileHead, the task wants 3 of a LogitHead"):
+        TaskRecipe("closed_form", network, ClassTask(["a", "b", "c"]))
+    other = LogitCPICNet((8, 16, 16), channels=4, features=(3,), rank=3, quantiles=2)
+    with pytest.raises(ValueError, match="2 outputs of a LogitHead, the task wants 3"):
+        TaskRecipe("closed_form", other, ClassTask(["a", "b", "c"]))
+    TaskRecipe("closed_form", other, ClassTask(["a", "b"]))

@@ -23,7 +23,8 @@ def entry(base: float | None = 1.0, **others: float) -> dict[str, Any]:
     for name in list(methods)[1:]:
         methods[name]["differences"] = {"mae": {"difference": scores[name] - first}}
     shared = {"title": "T", "key_metric": "mae", "target": {}, "splits": {"folds": 1}, "split_sha256": "a"}
-    return {**shared, "methods": methods, "baselines": {"constant": {}}}
+    constant = {"folds": [{"mae": 9.0}], "differences": {"mae": {"difference": 9.0 - first}}}
+    return {**shared, "methods": methods, "baselines": {"constant": constant}}
 
 
 def difference(found: dict[str, Any], name: str) -> float | None:
@@ -74,3 +75,14 @@ def test_seeds_join_by_method():
 
 def test_an_experiment_that_is_not_there_is_taken_as_it_is():
     assert joined(None, entry(1.0), ORDER) == entry(1.0)
+
+
+def test_baselines_are_those_beside_the_first_method():
+    beside = joined(entry(1.0, wide=2.0), entry(None, deep=3.0), ORDER)["baselines"]["constant"]
+    assert beside["differences"]["mae"]["difference"] == 8.0
+    again = joined(entry(1.0, wide=2.0), entry(1.5), ORDER)["baselines"]["constant"]
+    assert again["differences"]["mae"]["difference"] == 7.5
+    found = entry(None, deep=3.0)
+    found["baselines"]["ridge"] = {"folds": [{"mae": 2.0}], "differences": {"mae": {"difference": -1.0}}}
+    ridge = joined(entry(1.0, wide=2.0), found, ORDER)["baselines"]["ridge"]
+    assert ridge == {"folds": [{"mae": 2.0}]}, "its difference is from another method than the first"

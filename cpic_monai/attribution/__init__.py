@@ -1,6 +1,6 @@
 """What a prediction looked at, and which of it moved the prediction."""
 
-from cpic_monai.attribution.explain import Explained, explain, shared_reference
+from cpic_monai.attribution.explain import Explained, check_visit, explain, shared_reference
 from cpic_monai.attribution.maps import (
     CLASSES,
     attribution_classes,
@@ -17,6 +17,7 @@ __all__ = [
     "attribution_classes",
     "attribution_map",
     "basis_encoding",
+    "check_visit",
     "explain",
     "label_map",
     "mean_encoding",

@@ -19,6 +19,7 @@ from torch import Tensor
 from cpic_monai.attribution.reference import REFERENCES, basis_encoding
 from cpic_monai.cross.bank import ScanIndexSets
 from cpic_monai.networks import CPICNet
+from cpic_monai.networks.heads import LogitHead
 from cpic_monai.tensor_train import TensorTrain
 from cpic_monai.transforms import VirtualScan
 
@@ -35,15 +36,18 @@ class Explained:
         Picked voxels of the preprocessed scan, int64 ``(N, 3)``, each once, all within the scan.
     attribution
         Attributions float64 ``(N,)`` to the median of one visit, or to its change between two; normalised like the
-        quantiles.
+        quantiles. Of classes, to the log odds of one of two, or to the log probability of one of several.
     finite
         False where the derivative is not finite (TT-SVD of a scan with equal singular values); attributions are then 0.
+    output
+        Column of ``quantiles`` that is explained.
     """
 
     quantiles: Tensor
     voxels: Tensor
     attribution: Tensor
     finite: bool = True
+    output: int = 0
 
 
 def explain(
@@ -55,6 +59,7 @@ def explain(
     subject: str = "scan",
     reference: str | Tensor = "air",
     since: int | None = None,
+    output: int | None = None,
 ) -> Explained:
     """Predict a scan's visits and attribute the median of one of them to the picked voxels.
 
@@ -76,12 +81,14 @@ def explain(
     since
         Row whose median is taken off first: what is attributed is then the change between two visits (a decline), of
         which the level that all visits share is no part.
+    output
+        Of classes, which is explained: by default the second of two, of several the one that is most probable.
 
     Raises
     ------
     ValueError
-        If the network is in training mode, its grid is not the scan's, the scan holds NaN, or the reference is unknown,
-        of another shape, or not in the checkpoint.
+        If the network is in training mode, its grid is not the scan's, the scan holds NaN, the reference is unknown,
+        of another shape, or not in the checkpoint, or there is no such visit or class.
     """
     if isinstance(reference, str) and reference not in REFERENCES:
         raise ValueError(f"config key `reference`: {reference!r} is none of {', '.join(REFERENCES)}")
@@ -93,8 +100,11 @@ def explain(
         rows = None if tabular is None else tabular.to(device)
         index = torch.zeros(1 if rows is None else len(rows), dtype=torch.int64, device=device)
         quantiles = network.predict(network.basis(trains), rows, index)
-        median = quantiles[:, quantiles.shape[1] // 2]
-        explained = median[visit] if since is None else median[visit] - median[since]
+        check_visit(subject, len(quantiles), visit)
+        if since is not None:
+            check_visit(subject, len(quantiles), since)
+        column, scores = _explained(network, quantiles, visit, output)
+        explained = scores[visit] if since is None else scores[visit] - scores[since]
         gradients = torch.autograd.grad(explained, values, materialize_grads=True)  # 0 without a basis
     above = [v.detach()[0] for v in values]
     if not (isinstance(reference, str) and reference == "air"):
@@ -105,7 +115,33 @@ def explain(
     moved = moved if finite else torch.zeros_like(moved)
     summed = torch.zeros(len(once), dtype=torch.float64).index_add(0, place, moved)
     inside = network.grid.inside(once)
-    return Explained(quantiles.detach().cpu(), network.grid.decode(once)[inside], summed[inside], finite)
+    return Explained(quantiles.detach().cpu(), network.grid.decode(once)[inside], summed[inside], finite, column)
+
+
+def check_visit(subject: str, count: int, visit: int) -> None:
+    """Check that a scan of so many visits has this one; a ValueError names it."""
+    if not -count <= visit < count:
+        raise ValueError(
+            f"scan {subject} has {count} visits, counted from 0, and no visit {visit}: set config key `explain_visit` "
+            "to one that all scans have (-1 is the last)"
+        )
+
+
+def _explained(network: CPICNet, outputs: Tensor, visit: int, chosen: int | None) -> tuple[int, Tensor]:
+    """The column explained, and what is explained of every row ``(V,)``.
+
+    Softmax knows no common level of the logits, so of classes it is not a logit: of two the log odds, of several the
+    log probability.
+    """
+    count = outputs.shape[1]
+    if not isinstance(network.head, LogitHead) or count == 1:
+        return count // 2, outputs[:, count // 2]
+    if chosen is not None and not 0 <= chosen < count:
+        raise ValueError(f"there are {count} classes, counted from 0, and no class {chosen}")
+    column = chosen if chosen is not None else 1 if count == 2 else int(outputs[visit].argmax())
+    if count == 2:
+        return column, outputs[:, column] - outputs[:, 1 - column]
+    return column, outputs.log_softmax(1)[:, column]
 
 
 def _trains(network: CPICNet, scan: VirtualScan, subject: str) -> tuple[list[Tensor], list[Tensor], list[TensorTrain]]:

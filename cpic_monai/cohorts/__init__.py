@@ -11,6 +11,7 @@ from cpic_monai.cohorts.scans import ScanCohort, find_scans
 from cpic_monai.cohorts.table import TableCohort
 from cpic_monai.cohorts.tabular import Column, TabularEncoder
 from cpic_monai.cohorts.target import TargetScaler
+from cpic_monai.cohorts.trained_on import TrainedOn
 
 __all__ = [
     "BratsCohort",
@@ -26,6 +27,7 @@ __all__ = [
     "TableCohort",
     "TabularEncoder",
     "TargetScaler",
+    "TrainedOn",
     "find_scans",
     "load_splits",
     "prepare",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from cpic_monai.cohorts.cohort import Cohort
 
 __all__ = ["split"]
+
+logger = logging.getLogger(__name__)
 
 
 def split(
@@ -108,15 +111,25 @@ def _fold(groups: np.ndarray, strata: np.ndarray | None, fold: int, folds: int, 
 
 
 def _strata(cohort: Cohort, order: np.ndarray, bins: int, folds: int) -> np.ndarray | None:
-    """Bin (N,) of every item's mean target; None where two bins would not have an item for every fold."""
+    """Bin (N,) of every item's mean target; None where two bins would not have an item for every fold.
+
+    A bin holds about as many items as another; of targets with few values, such as classes, each value is a bin.
+    """
     targets = [np.asarray(cohort.items[n]["target"], float) for n in order]
     means = np.array([t[np.isfinite(t)].mean() if np.isfinite(t).any() else np.nan for t in targets])
     if not np.isfinite(means).all():
         names = [cohort.items[n]["subject"] for n, mean in zip(order, means, strict=True) if np.isnan(mean)]
         raise ValueError(f"{cohort.name}: stratify needs the target of every scan; unknown for {names[:5]}")
-    for number in range(bins, 1, -1):
-        edges = np.unique(np.quantile(means, np.linspace(0, 1, number + 1)[1:-1]))
-        strata = np.searchsorted(edges, means, side="right")
-        if np.bincount(strata, minlength=number).min() >= folds:
+    values, strata, counts = np.unique(means, return_inverse=True, return_counts=True)
+    if len(values) <= bins:
+        if (counts >= folds).sum() > 1:
             return np.asarray(strata)
+        bins = 0
+    for number in range(bins, 1, -1):
+        edges = np.quantile(means, np.linspace(0, 1, number + 1)[1:-1])
+        bin_of = np.searchsorted(edges, means, side="right")
+        _, strata, counts = np.unique(bin_of, return_inverse=True, return_counts=True)
+        if len(counts) > 1 and counts.min() >= folds:
+            return np.asarray(strata)
+    logger.warning(f"{cohort.name}: too few scans of alike targets to balance {folds} folds by them: they are not")
     return None

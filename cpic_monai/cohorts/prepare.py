@@ -13,6 +13,7 @@ from cpic_monai.cohorts.cohort import Cohort
 from cpic_monai.cohorts.folds import split
 from cpic_monai.cohorts.tabular import TabularEncoder
 from cpic_monai.cohorts.target import TargetScaler
+from cpic_monai.cohorts.trained_on import TrainedOn
 
 __all__ = ["ItemEncoder", "Splits", "load_splits", "prepare"]
 
@@ -24,10 +25,19 @@ class ItemEncoder:
     ----------
     state
         What `state_dict` gave (for instance read from a checkpoint), or None for an encoder still to be fitted.
+    outputs
+        Names of the columns that the network predicts. They are kept with the state, for a network's weights do not
+        say what its outputs mean.
+
+    Raises
+    ------
+    ValueError
+        If the state is that of other outputs.
     """
 
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, state: Mapping[str, Any] | None = None, outputs: Sequence[str] | None = None) -> None:
         self.tabular, self.target = TabularEncoder(), TargetScaler()
+        self.outputs = None if outputs is None else [str(name) for name in outputs]
         if state is not None:
             self.load_state_dict(state)
 
@@ -62,10 +72,18 @@ class ItemEncoder:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers: loads with ``torch.load(weights_only=True)``."""
-        return {"tabular": self.tabular.state_dict(), "target": self.target.state_dict()}
+        state = {"tabular": self.tabular.state_dict(), "target": self.target.state_dict()}
+        return state if self.outputs is None else {**state, "outputs": list(self.outputs)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> ItemEncoder:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` gave; states of before outputs were kept load as they did."""
+        there = state.get("outputs")
+        if there is not None and self.outputs is not None and list(there) != self.outputs:
+            raise ValueError(
+                f"the checkpoint predicts {', '.join(there)}, this configuration {', '.join(self.outputs)}: set the "
+                "config keys `quantiles`, `classes` and the task's overlay as in the checkpoint's training"
+            )
+        self.outputs = self.outputs or (None if there is None else list(there))
         self.tabular.load_state_dict(state["tabular"])
         self.target.load_state_dict(state["target"])
         return self
@@ -85,6 +103,11 @@ class Splits:
         """Names of the F tabular features."""
         return self.encoder.feature_names
 
+    @property
+    def trained_on(self) -> TrainedOn:
+        """Whom a network that these splits train learns from, or is chosen by."""
+        return TrainedOn([*self.train, *self.validation])
+
     def state_dict(self) -> dict[str, Any]:
         """What was learnt from the training items, for the checkpoint."""
         return self.encoder.state_dict()
@@ -99,7 +122,11 @@ class Splits:
 
 
 def prepare(
-    cohort: Cohort, splits: Mapping[str, Sequence[Mapping[str, Any]]], state: Mapping[str, Any] | None = None
+    cohort: Cohort,
+    splits: Mapping[str, Sequence[Mapping[str, Any]]],
+    state: Mapping[str, Any] | None = None,
+    outputs: Sequence[str] | None = None,
+    trained_on: Mapping[str, Any] | None = None,
 ) -> Splits:
     """Encode splits of a cohort, fitting on ``splits["train"]`` alone.
 
@@ -111,8 +138,23 @@ def prepare(
         ``train``, ``validation`` and ``test`` items, as `split` gives them.
     state
         A fitted encoder's `state_dict` to use instead of fitting (evaluation of a checkpoint).
+    outputs
+        See :class:`ItemEncoder`.
+    trained_on
+        State of the checkpoint's :class:`cpic_monai.cohorts.TrainedOn`: none of them may be a test item.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint's outputs are others, or it has learned from a test item's group.
     """
-    encoder = ItemEncoder(state) if state is not None else ItemEncoder().fit(cohort, splits["train"])
+    if trained_on is not None:
+        known = TrainedOn()
+        known.load_state_dict(trained_on)
+        known.check_held_out(splits["test"], cohort.name)
+    encoder = ItemEncoder(state, outputs)
+    if state is None:
+        encoder.fit(cohort, splits["train"])
     train, validation, test = (encoder.apply(splits[name]) for name in ("train", "validation", "test"))
     return Splits(train, validation, test, encoder)
 
@@ -125,6 +167,9 @@ def load_splits(
     seed: int = 0,
     stratify: bool = False,
     state: Mapping[str, Any] | None = None,
+    outputs: Sequence[str] | None = None,
+    trained_on: Mapping[str, Any] | None = None,
 ) -> Splits:
     """`split` and `prepare` in one call, for configs."""
-    return prepare(cohort, split(cohort, fold, folds, validation_fraction, seed, stratify), state)
+    parts = split(cohort, fold, folds, validation_fraction, seed, stratify)
+    return prepare(cohort, parts, state, outputs, trained_on)

@@ -11,7 +11,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from cpic_monai.cross_validation.results import TEST, MethodResult
+from cpic_monai.cross_validation.results import MethodResult
+from cpic_monai.cross_validation.splits import TEST
 from cpic_monai.report import words, write_metrics, write_predictions, write_report
 from cpic_monai.report.atomic import write_text_atomically
 from cpic_monai.report.export import render
@@ -25,8 +26,8 @@ def write_results(output_dir: str | Path, result: Mapping[str, Any], methods: Ma
     """
     Write everything that a cross-validation leaves for people to read.
 
-    ``<method>/`` gets ``predictions.csv``, ``metrics.json`` and ``report.html`` (with ``.md``, ``.json``) of all rows
-    while they were held out: what an evaluation writes, so that two methods' folders can be compared as such.
+    ``<method>/`` gets ``predictions.csv`` of all rows while they were held out, and of quantiles ``metrics.json`` and
+    ``report.html`` (with ``.md``, ``.json``): what an evaluation writes, so that two methods' folders can be compared.
 
     Parameters
     ----------
@@ -56,6 +57,9 @@ def write_results(output_dir: str | Path, result: Mapping[str, Any], methods: Ma
 
 def _write_pooled(folder: Path, method: MethodResult, result: Mapping[str, Any]) -> None:
     target, frame = result["target"], method.held_out()
+    if "pooled" not in result["methods"][method.name]:  # a task's
+        write_text_atomically(folder / "predictions.csv", frame.to_csv(index=False, lineterminator="\n"))
+        return
     metrics = {TEST: result["methods"][method.name]["pooled"]}
     write_predictions(frame, folder / "predictions.csv", visit_name=target.get("visit"))
     write_metrics(metrics, folder / "metrics.json")
@@ -107,20 +111,22 @@ def _by_fold(result: Mapping[str, Any]) -> Picture:
 
 
 def _label(result: Mapping[str, Any], key: str) -> tuple[str, str]:
-    label, has_unit = next((label, has_unit) for name, label, _, has_unit in words.COLUMNS if name == key)
+    label, has_unit = next((label, has_unit) for name, label, _, has_unit in words.columns_of(key) if name == key)
     return label, str(result["target"].get("unit") or "") if has_unit else ""
 
 
 def _context(result: Mapping[str, Any]) -> dict[str, Any]:
     key, rows = result["key_metric"], _rows(result)
     label, unit = _label(result, key)
+    columns = words.columns_of(key)
     first = next(iter(result["methods"]))
     return {
         "title": f"{result['target'].get('name') or 'Predictions'}: {result['splits']['folds']}-fold cross-validation",
         "sentences": _sentences(result),
         "unit": str(result["target"].get("unit") or ""),
-        "columns": words.COLUMNS,
-        "rows": [_row(name, is_method, entry, rows) for name, is_method, entry in rows],
+        "columns": columns,
+        "pools": "pooled" in result["methods"][first],
+        "rows": [_row(name, is_method, entry, rows, columns) for name, is_method, entry in rows],
         "picture": _by_fold(result),
         "key": label,
         "key_unit": unit,
@@ -136,8 +142,8 @@ def _context(result: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "first": first,
         "differences": [
-            {"name": name, "cells": [_difference(entry["differences"], column) for column, *_ in words.COLUMNS]}
-            for name, entry in result["methods"].items()
+            {"name": name, "cells": [_difference(entry["differences"], column) for column, *_ in columns]}
+            for name, _, entry in rows
             if "differences" in entry
         ],
         "facts": {
@@ -154,9 +160,9 @@ def _spread(entry: Mapping[str, Any], key: str) -> str:
     return f"{words.written(key, entry['mean'][key])} ± {words.written(key, entry['sd'][key])}"
 
 
-def _row(name: str, is_method: bool, entry: Mapping[str, Any], rows: Any) -> dict[str, Any]:
+def _row(name: str, is_method: bool, entry: Mapping[str, Any], rows: Any, columns: Any) -> dict[str, Any]:
     pooled, cells = entry.get("pooled") or {}, []
-    for key, _, greater, _ in words.COLUMNS:
+    for key, _, greater, _ in columns:
         means = [other["mean"][key] for _, _, other in rows if not math.isnan(other["mean"][key])]
         best = bool(means) and greater is not None and entry["mean"][key] == (max(means) if greater else min(means))
         low, high = (pooled.get("intervals") or {}).get(key) or (None, None)
@@ -193,11 +199,12 @@ def _sentences(result: Mapping[str, Any]) -> list[str]:
     for name, entry in methods.items():
         value = _spread(entry, key)
         parts.append((f"{name} " if several else "") + value + (f" {unit}" if unit else ""))
-    constant = result["baselines"]["constant"]["mean"][key]
+    constant = result["baselines"].get("constant")
+    beside = f"; a constant prediction has {words.written(key, constant['mean'][key])}" if constant else ""
+    pooled = "; intervals over patients belong to the pooled values" if "pooled" in next(iter(methods.values())) else ""
     return [
         intro,
-        f"{label}, mean and standard deviation over folds: {', '.join(parts)}; a constant prediction has "
-        f"{words.written(key, constant)}.",
+        f"{label}, mean and standard deviation over folds: {', '.join(parts)}{beside}.",
         "The folds share most of their training subjects, so their standard deviation says how much a result depends "
-        "on who is held out, not how sure the mean is; intervals over patients belong to the pooled values.",
+        f"on who is held out, not how sure the mean is{pooled}.",
     ]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
+from cpic_monai.cross_validation.aggregate import aggregate
 from cpic_monai.cross_validation.fold import FoldRun
 from cpic_monai.cross_validation.page import write_results
-from cpic_monai.cross_validation.results import aggregate, read_method
+from cpic_monai.cross_validation.results import read_method
 from cpic_monai.cross_validation.track import ParentRun
-from cpic_monai.metrics.named import NAMES
+from cpic_monai.report import read_predictions
+from cpic_monai.report.words import COLUMNS, columns_of
+from cpic_monai.tasks import read_task_predictions
 
 __all__ = ["CrossValidation"]
 
@@ -31,8 +35,8 @@ class CrossValidation:
 
     Every fold of every method is a run of the training workflow in a process of its own, in
     ``<output_dir>/<method>/fold_<k>``; a fold that is done is not run again. Then ``cv_metrics.json``, ``cv_table.md``
-    and ``cv_report.html`` are written to ``output_dir``, and to each method's folder ``predictions.csv``,
-    ``metrics.json`` and a report of all rows while they were held out.
+    and ``cv_report.html`` are written to ``output_dir``, and to each method's folder ``predictions.csv`` of all rows
+    while they were held out; of quantiles also their ``metrics.json`` and a report.
 
     Parameters
     ----------
@@ -61,7 +65,7 @@ class CrossValidation:
     ------
     ValueError
         If there are less than two folds, no methods, a method sets what is common to all, or the key metric is none of
-        quantile predictions (classes, survival, an autoencoder).
+        the predictions' (an autoencoder's has no table over folds).
     """
 
     def __init__(
@@ -113,10 +117,10 @@ class CrossValidation:
         first = next(iter(self.runs.values()))[0].settings()
         own = str((first.get("key_metric") or {}).get("name", "rmse"))
         self.key_metric = key_metric or own
-        if other := [name for name in (own, self.key_metric) if name not in NAMES]:
+        if columns_of(own) is not columns_of(self.key_metric):
             raise ValueError(
-                f"config key `key_metric` is {other[0]!r}, none of {', '.join(NAMES)}: cross-validation "
-                "compares predicted quantiles. Classes, survival and autoencoders are trained fold by fold (--fold)"
+                f"config key `key_metric` is {self.key_metric!r}, which this training's predictions do not have; "
+                f"choose one of {', '.join(name for name, *_ in columns_of(own))}"
             )
 
     def run(self) -> dict[str, Any]:
@@ -149,8 +153,9 @@ class CrossValidation:
             with tqdm(planned, desc="folds", unit="fold", initial=len(planned) - len(waiting)) as bar:
                 for run in waiting:
                     self._run_fold(run, parent, bar)
+            read = reader_of(self.key_metric)
             found = {
-                name: read_method(name, self.output_dir / name, self.folds, [run.settings() for run in runs])
+                name: read_method(name, self.output_dir / name, self.folds, [run.settings() for run in runs], read)
                 for name, runs in self.runs.items()
             }
             result = aggregate(found, self.splits, self.key_metric)
@@ -179,6 +184,11 @@ class CrossValidation:
         finally:
             parent.end(child, status)
         bar.update()
+
+
+def reader_of(key_metric: str) -> Callable[[Path], pd.DataFrame]:
+    """Reads the ``predictions.csv`` that this metric is computed from: of quantiles, or of a task."""
+    return read_predictions if columns_of(key_metric) is COLUMNS else read_task_predictions
 
 
 def _check_method(name: str, given: Mapping[str, Any]) -> None:

@@ -99,7 +99,7 @@ class ParentRun:
         """Log mean, SD and pooled value of every method's metrics and the result's files, and end the parent run."""
         for method, entry in result["methods"].items():
             for kind in ("mean", "sd", "pooled"):
-                for name, value in entry[kind].items():
+                for name, value in entry.get(kind, {}).items():
                     if isinstance(value, int | float) and value == value:
                         self.client.log_metric(self.run_id, f"{method}_{name}_{kind}", float(value))
         for file in files:

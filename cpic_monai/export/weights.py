@@ -23,6 +23,9 @@ ENCODING = "encoder.json"
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """``model`` (state of the network) and ``encoder`` (tabular encoding and target scale) of either form.
 
+    Of a training run's also ``trained_on`` (:class:`cpic_monai.cohorts.TrainedOn`), unless it is of before that was
+    kept; a packed bundle carries no word of its patients.
+
     Parameters
     ----------
     path
@@ -38,7 +41,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}: train first, or give `ckpt_path` (or `bundle_root`)")
     state = torch.load(path, map_location="cpu", weights_only=True)
     if {"model", "encoder"} <= set(state):
-        return {"model": state["model"], "encoder": state["encoder"]}
+        return {key: state[key] for key in ("model", "encoder", "trained_on") if key in state}
     encoding = path.with_name(ENCODING)
     if not encoding.is_file():
         raise FileNotFoundError(

@@ -40,13 +40,16 @@ class ConcordanceIndex(RowMetric):
 
 
 class CoxLikelihood(RowMetric):
-    """Negative log partial likelihood per event (Efron's ties): smaller is better, and it depends on the cohort."""
+    """Negative log partial likelihood per event (Efron's ties): smaller is better, and it depends on the cohort.
+
+    NaN without an event, where the loss is 0: there is nothing to be likely.
+    """
 
     def __init__(self) -> None:
         super().__init__(1)
 
     def of(self, pred: torch.Tensor, truth: torch.Tensor) -> float:
-        return float(CoxLoss()(pred, truth))
+        return float(CoxLoss()(pred, truth)) if bool((truth > 0).any()) else math.nan
 
 
 def survival_metrics() -> dict[str, RowMetric]:

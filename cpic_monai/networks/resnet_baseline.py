@@ -36,6 +36,8 @@ class ScanResNet(ScanNetwork):
         10, 18, 34 or 50.
     in_channels
         Image channels.
+    scales
+        Context scales of C-PIC's patches; a ResNet sees the view itself, ``(1,)``.
     rank
         Scan features that the head sees.
     projection
@@ -59,7 +61,7 @@ class ScanResNet(ScanNetwork):
     Raises
     ------
     ValueError
-        For an unknown depth or projection, or a TRL rank that does not fit the activation.
+        For an unknown depth or projection, other scales, or a TRL rank that does not fit the activation.
     """
 
     #: No index sets: handlers that choose voxels leave this network alone.
@@ -70,6 +72,7 @@ class ScanResNet(ScanNetwork):
         spatial_shape: Sequence[int],
         depth: int = 34,
         in_channels: int = 1,
+        scales: Sequence[int] = (1,),
         rank: int = 10,
         projection: str = "linear",
         trl_rank: int | Sequence[int] | None = None,
@@ -90,6 +93,8 @@ class ScanResNet(ScanNetwork):
             raise ValueError(f"depth {depth!r} is none of {', '.join(map(str, RESNETS))}")
         if projection not in PROJECTIONS:
             raise ValueError(f"projection {projection!r} is none of {', '.join(PROJECTIONS)}")
+        if tuple(scales) != (1,):
+            raise ValueError(f"config key `scales` is {list(scales)}: a ResNet sees the view itself, set it to [1]")
         self.spatial_shape, self.in_channels, self.rank = tuple(spatial_shape), in_channels, rank
         self.projection, self.moving_basis = projection, False
         from monai.networks import nets  # takes 300 MB and seconds, and C-PIC itself needs none of it

@@ -124,9 +124,14 @@ class TensorTrainRegression(nn.Module):
             self.fit(trains)
 
     def _take(self, train: TensorTrain) -> None:
-        """Copy a train into the parameters, its norm spread evenly over the cores."""
-        norms = [core.flatten(1).norm(dim=1).clamp_min(1e-30) for core in train.cores]
-        level = torch.stack(norms).log().mean(0).exp()
+        """Copy a train into the parameters, its norm spread evenly over the cores.
+
+        A batch of B scans, centred, has B - 1 directions; features beyond are zero in one of their cores. The others
+        keep their size, or no gradient would ever get through to that one.
+        """
+        norms = torch.stack([core.flatten(1).norm(dim=1) for core in train.cores])
+        norms = torch.where(norms <= 1e-12 * norms.amax(0), 1.0, norms)
+        level = norms.log().mean(0).exp()
         for own, core, norm in zip(self.cores, train.cores, norms, strict=True):
             core = core * (level / norm)[:, None, None, None]
             # A bond that the scans do not fill stays random on its left and zero on its right side: it can learn.

@@ -5,7 +5,14 @@ from cpic_monai.report.comparison import DifferentPatientsError, Evaluated, comp
 from cpic_monai.report.comparison_page import write_comparison
 from cpic_monai.report.page import write_report
 from cpic_monai.report.picked import PickedScan
-from cpic_monai.report.predictions import check_predictions, predictions_frame, read_predictions, write_predictions
+from cpic_monai.report.predictions import (
+    check_predictions,
+    predictions_frame,
+    read_baselines,
+    read_predictions,
+    write_baselines,
+    write_predictions,
+)
 from cpic_monai.report.provenance import collect_provenance, config_digest, run_settings
 from cpic_monai.report.summary import (
     constant_baseline,
@@ -28,10 +35,12 @@ __all__ = [
     "data_record",
     "describe_cohort",
     "predictions_frame",
+    "read_baselines",
     "read_metrics",
     "read_predictions",
     "run_settings",
     "summarise_splits",
+    "write_baselines",
     "write_comparison",
     "write_metrics",
     "write_predictions",

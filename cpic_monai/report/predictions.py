@@ -7,13 +7,14 @@ target is relative to, such as the first visit's FVC), ``patient`` (str: whose s
 such as ``sex``, are kept behind these as strata. A subject may have several rows of one visit, as OSIC's patients
 measured twice in a week do. A patient may have several subjects, as the scans of a table's groups are, but a subject
 has one patient.
-In `predictions.csv` the visit column carries the cohort's own name, such as ``week``.
+In `predictions.csv` the visit column carries the cohort's own name, such as ``week``. `baselines.csv` holds the same
+rows once a baseline, named in a further column ``baseline``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,16 @@ __all__ = [
     "check_predictions",
     "patients_of",
     "predictions_frame",
+    "read_baselines",
     "read_predictions",
     "strata_columns",
+    "write_baselines",
     "write_predictions",
 ]
 
 _KEYS = ["split", "subject", "visit"]
 _TAIL = ["truth", "offset"]
+_BASELINE = "baseline"
 
 
 def predictions_frame(
@@ -205,3 +209,41 @@ def read_predictions(path: str | os.PathLike[str]) -> pd.DataFrame:
                     f"{Path(path).name}: column {name!r} holds something that is no number: {error}"
                 ) from error
     return check_predictions(table)
+
+
+def write_baselines(
+    frames: Mapping[str, pd.DataFrame], path: str | os.PathLike[str], *, visit_name: str | None = None
+) -> None:
+    """
+    Write `baselines.csv`, so that baselines can be pooled over folds and compared patient by patient.
+
+    Parameters
+    ----------
+    frames : mapping of name to DataFrame
+        Predictions of the same rows; strata are left out. Without any, a file of an earlier evaluation is removed.
+    path : path
+    visit_name : str, optional
+        See `write_predictions`.
+    """
+    if not frames:
+        Path(path).unlink(missing_ok=True)
+        return
+    bare = {name: frame.drop(columns=strata_columns(frame)) for name, frame in frames.items()}
+    table = pd.concat([frame.assign(**{_BASELINE: name}) for name, frame in bare.items()], ignore_index=True)
+    write_predictions(table, path, visit_name=visit_name)
+
+
+def read_baselines(path: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
+    """
+    Read `baselines.csv`: name to predictions, in the order of the file; empty where there is no such file.
+
+    Raises
+    ------
+    ValueError
+        See `read_predictions`.
+    """
+    if not Path(path).is_file():
+        return {}
+    table = read_predictions(path)
+    parts = table.groupby(_BASELINE, sort=False)
+    return {str(name): part.drop(columns=_BASELINE).reset_index(drop=True) for name, part in parts}

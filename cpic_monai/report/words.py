@@ -11,7 +11,7 @@ import pandas as pd
 from cpic_monai.report.bootstrap import LEVEL
 from cpic_monai.report.style import number, percent
 
-__all__ = ["Tile", "ends", "headline", "headline_split", "interval", "metric_rows", "tiles", "written"]
+__all__ = ["Tile", "columns_of", "ends", "headline", "headline_split", "interval", "metric_rows", "tiles", "written"]
 
 HELD_OUT = ("test", "testing", "holdout", "val", "valid", "validation", "validate")
 # key, heading, whether greater is better (None: neither), whether in the target's unit
@@ -23,8 +23,33 @@ COLUMNS: tuple[tuple[str, str, bool | None, bool], ...] = (
     ("pinball", "Pinball", False, True),
     ("coverage", "Coverage", None, False),
 )
+CLASS_COLUMNS = (
+    ("auc", "AUC", True, False),
+    ("accuracy", "Accuracy", True, False),
+    ("log_loss", "Log loss", False, False),
+)
+SURVIVAL_COLUMNS = (("concordance", "Concordance", True, False), ("cox", "Cox", False, False))
+#: Digits behind the point, of metrics that have no unit.
+DECIMALS = {"mlll": 2, "r2": 2, "auc": 3, "log_loss": 3, "concordance": 3, "cox": 3}
 
 Tile = dict[str, str]
+
+
+def columns_of(key: str) -> tuple[tuple[str, str, bool | None, bool], ...]:
+    """
+    The columns of the table that a metric stands in: of quantiles, of classes or of survival.
+
+    Raises
+    ------
+    ValueError
+        If it is in none of them.
+    """
+    tables = (COLUMNS, CLASS_COLUMNS, SURVIVAL_COLUMNS)
+    for columns in tables:
+        if key in [name for name, *_ in columns]:
+            return columns
+    known = ", ".join(name for columns in tables for name, *_ in columns)
+    raise ValueError(f"config key `key_metric` is {key!r}, none of {known}: there is no table of it over folds")
 
 
 def value_of(entry: Mapping[str, Any], key: str) -> float:
@@ -35,10 +60,10 @@ def value_of(entry: Mapping[str, Any], key: str) -> float:
 
 def written(key: str, value: float) -> str:
     """A metric's value as text."""
-    if key == "coverage":
+    if key in ("coverage", "accuracy"):
         return percent(value)
-    if key in ("mlll", "r2"):
-        return "–" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
+    if key in DECIMALS:
+        return "–" if math.isnan(value) else f"{value:.{DECIMALS[key]}f}".replace("-", "−")
     return number(value)
 
 

@@ -5,8 +5,17 @@ regresses on, what the outputs mean, and how they are scored. Quantiles, the def
 none of it.
 """
 
-from cpic_monai.tasks.evaluation import TaskEvaluation
+from cpic_monai.tasks.evaluation import TaskEvaluation, read_task_predictions
 from cpic_monai.tasks.recipe import LogitCPICNet, TaskRecipe, WorkingRidge
 from cpic_monai.tasks.task import ClassTask, SurvivalTask, Task
 
-__all__ = ["ClassTask", "LogitCPICNet", "SurvivalTask", "Task", "TaskEvaluation", "TaskRecipe", "WorkingRidge"]
+__all__ = [
+    "ClassTask",
+    "LogitCPICNet",
+    "SurvivalTask",
+    "Task",
+    "TaskEvaluation",
+    "TaskRecipe",
+    "WorkingRidge",
+    "read_task_predictions",
+]

@@ -82,6 +82,12 @@ class TaskRecipe(Recipe):
         low_rank_weight: float = 0.0,
         training_draws: int = 1,
     ) -> None:
+        if not isinstance(network.head, LogitHead) or network.head.quantiles != task.outputs:
+            raise ValueError(
+                f"{type(network).__name__} has {network.head.quantiles} outputs of a {type(network.head).__name__}, "
+                f"the task wants {task.outputs} of a LogitHead: an overlay behind that of the task has replaced "
+                "`network_def` by a network of quantiles (configs/resnet.json knows quantiles alone)"
+            )
         super().__init__(name, network, task.loss, ridge, ridge_learning_rate, low_rank_weight, training_draws)
         self.ridge = WorkingRidge(task, **(ridge or {}))
         self.parameters[1]["params"] = list(self.ridge.parameters())

@@ -42,6 +42,10 @@ class Task(ABC):
         """What a linear regression on the scans should predict: ``(R, M)``, centred, of labels ``(R, 1)``."""
 
     @abstractmethod
+    def constant(self, label: Tensor) -> Tensor:
+        """What is reported for everybody ``(K,)`` by one who has seen these labels ``(R, 1)`` and no scan."""
+
+    @abstractmethod
     def metrics(self) -> dict[str, CumulativeIterationMetric]:
         """New metrics by name."""
 
@@ -88,6 +92,11 @@ class ClassTask(Task):
         """Probabilities ``(R, K)``."""
         return outputs.softmax(1)
 
+    def constant(self, label: Tensor) -> Tensor:
+        """The classes' shares; one that was not seen counts as half a row, for its log loss is finite then."""
+        counts = nn.functional.one_hot(label[:, 0].long(), len(self.classes)).sum(0).double().clamp_min(0.5)
+        return counts / counts.sum()
+
     def metrics(self) -> dict[str, CumulativeIterationMetric]:
         """``auc``, ``accuracy``, ``log_loss``."""
         return {**classification_metrics(len(self.classes))}
@@ -126,6 +135,10 @@ class SurvivalTask(Task):
         residual = (event - cumulative)[:, None]
         centred = residual - residual.mean(0)
         return centred / centred.square().mean().sqrt().clamp_min(1e-6)
+
+    def constant(self, label: Tensor) -> Tensor:
+        """Hazards all equal."""
+        return label.new_zeros(1)
 
     def metrics(self) -> dict[str, CumulativeIterationMetric]:
         """``concordance``, ``cox``."""

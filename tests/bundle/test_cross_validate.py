@@ -17,13 +17,7 @@ from cpic_monai.cross_validation import (
     CrossValidation,
     FoldRun,
     SettingsChangedError,
-    aggregate,
-    read_method,
-    split_checksum,
 )
-from cpic_monai.cross_validation.page import write_results
-from cpic_monai.metrics import summarise
-from cpic_monai.report import predictions_frame, summarise_splits, write_metrics, write_predictions
 from tests.bundle.conftest import SMALL
 
 FOLDS = 2
@@ -109,44 +103,6 @@ def test_two_methods_on_the_same_splits_resumed(bundle_folder, phantom, tmp_path
     assert {path: path.stat().st_mtime_ns for path in done} == times
 
 
-def results_of(folder, tests, offset=0.0, patients=None):
-    """Folds as training leaves them, of subjects with two visits; a list of test subjects a fold."""
-    everyone = [f"p{n}" for n in range(8)]
-    for k, held in enumerate(tests):
-        splits = ["test" if name in held else "train" for name in everyone for _ in range(2)]
-        visits = np.tile([0.0, 1.0], 8)
-        truth = np.repeat(np.arange(8.0), 2) * 100 + visits
-        middle = truth + offset + 10 * k + visits
-        frame = predictions_frame(
-            split=splits,
-            subject=np.repeat(everyone, 2).tolist(),
-            patient=np.repeat(patients or everyone, 2).tolist(),
-            pred=np.stack([middle - 50, middle, middle + 50], 1),
-            visit=visits,
-            truth=truth,
-            offset=np.zeros(16),
-        )
-        place = folder / f"fold_{k}" / "eval"
-        write_predictions(frame, place / "predictions.csv")
-        write_metrics(summarise_splits(frame), place / "metrics.json")
-        facts = {"target": {"name": "age", "unit": "years", "visit": None}, "scoring": {}}
-        (place / "report.json").write_text(json.dumps(facts))
-        (folder / f"fold_{k}" / "fold.json").write_text(json.dumps({"seconds": 30.0}))
-    return folder
-
-
-def add_baseline(folder, name, values):
-    """A further baseline of each fold, as an overlay adds it."""
-    for k, rmse in enumerate(values):
-        path = folder / f"fold_{k}" / "eval" / "metrics.json"
-        metrics = json.loads(path.read_text())
-        metrics["test"]["baselines"] = {name: {"rmse": rmse}}
-        path.write_text(json.dumps(metrics))
-
-
-GOOD = [["p0", "p3", "p6"], ["p1", "p4", "p7"], ["p2", "p5"]]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["brats", "table"])
 def test_other_layouts_are_cross_validated_alike(bundle_folder, brats, tmp_path, layout):
@@ -174,97 +130,6 @@ def test_other_layouts_are_cross_validated_alike(bundle_folder, brats, tmp_path,
         assert np.isfinite(result["methods"][name]["pooled"]["mlll"])
 
 
-def test_held_out_rows_are_pooled(tmp_path):
-    method = read_method("a", results_of(tmp_path, GOOD), 3)
-    rows = method.held_out()
-    assert len(rows) == 16
-    assert rows.groupby("subject")["fold"].unique().map(list).to_dict() == {
-        name: [str(k)] for k, held in enumerate(GOOD) for name in held
-    }
-    # Absolute errors are 10 k and 10 k + 1: of 3, 3 and 2 subjects.
-    assert summarise(rows)["mae"] == pytest.approx((3 * 0.5 + 3 * 10.5 + 2 * 20.5) / 8)
-
-
-@pytest.mark.parametrize(
-    ("tests", "message"),
-    [
-        ([["p0", "p1"], ["p1", "p2", "p3", "p4", "p5", "p6", "p7"]], "subject p1 is held out in fold 0 and in fold 1"),
-        ([["p0", "p1", "p2"], ["p3", "p4", "p5"]], "2 of 8 subjects are held out in no fold, the first is p6"),
-    ],
-)
-def test_a_subject_held_out_twice_or_never_is_an_error(tmp_path, tests, message):
-    with pytest.raises(ValueError, match=message):
-        read_method("a", results_of(tmp_path, tests), len(tests))
-
-
-def test_some_folds_alone(tmp_path):
-    """Folds that are there are read by their numbers; subjects of the others are held out in none of them."""
-    results_of(tmp_path, GOOD)
-    method = read_method("a", tmp_path, [2, 0])
-    assert set(method.held_out()["subject"]) == {*GOOD[0], *GOOD[2]}
-    one = aggregate({"a": read_method("a", tmp_path, [1])}, {}, "mae")["methods"]["a"]
-    assert one["mean"]["mae"] == pytest.approx(10.5)
-    assert np.isnan(one["sd"]["mae"])
-    with pytest.raises(ValueError, match="subject p0 is held out in fold 0 and in fold 1"):
-        read_method("a", tmp_path, [0, 0])
-
-
-def test_baselines_of_overlays_are_in_the_result(tmp_path):
-    add_baseline(results_of(tmp_path, GOOD), "ridge", [1.0, 2.0, 6.0])
-    baselines = aggregate({"a": read_method("a", tmp_path, 3)}, {}, "rmse")["baselines"]
-    assert list(baselines) == ["constant", "ridge"]
-    assert baselines["ridge"]["mean"]["rmse"] == pytest.approx(3.0)
-    assert "pooled" not in baselines["ridge"]
-
-
-def test_result_over_folds_and_methods(tmp_path):
-    methods = {
-        name: read_method(name, results_of(tmp_path / name, GOOD, offset), 3)
-        for name, offset in (("near", 0.0), ("far_off", 40.0))
-    }
-    splits = {"folds": 3, "seed": 0, "stratify": False, "validation_fraction": 0.0}
-    result = aggregate(methods, splits, "mae")
-    near, far = result["methods"]["near"], result["methods"]["far_off"]
-    assert [fold["mae"] for fold in near["folds"]] == pytest.approx([0.5, 10.5, 20.5])
-    assert near["mean"]["mae"] == pytest.approx(10.5)
-    assert near["sd"]["mae"] == pytest.approx(10.0)
-    assert near["pooled"]["mae"] == pytest.approx((3 * 0.5 + 3 * 10.5 + 2 * 20.5) / 8)
-    assert near["seconds"] == 90.0
-    assert "differences" not in near
-    assert {key: far["differences"]["mae"][key] for key in ("difference", "low", "high")} == pytest.approx(
-        {"difference": 40.0, "low": 40.0, "high": 40.0}
-    )
-    # A constant prediction of a fold is the median of its training rows.
-    truths = methods["near"].folds[0]
-    training = truths.loc[truths["split"] == "train", "truth"]
-    held = truths.loc[truths["split"] == "test", "truth"]
-    expected = (held - training.median()).abs().mean()
-    assert result["baselines"]["constant"]["folds"][0]["mae"] == pytest.approx(expected)
-    assert result["split_sha256"] == split_checksum(methods["far_off"].folds)
-    paths = write_results(tmp_path, result, methods)
-    assert [path.name for path in paths] == ["cv_metrics.json", "cv_table.md", "cv_report.html"]
-    table = paths[1].read_text()
-    assert "| near | " in table
-    assert "10.5 ± 10.0" in table
-    assert "| far\\_off | " in table
-    assert "MAE \\[years\\]" in table
-    assert "40.0 (+40.0 to +40.0)" in table
-    page = paths[2].read_text()
-    assert "Differences from “near”" in page
-    assert 'class="best">10.5 ± 10.0' in page
-    assert json.loads(paths[0].read_text())["methods"]["near"]["mean"]["mae"] == pytest.approx(10.5)
-    assert (tmp_path / "near" / "report.html").is_file()
-
-
-def test_methods_on_different_splits_are_not_compared(tmp_path):
-    other = [["p0", "p3", "p5"], ["p1", "p4", "p7"], ["p2", "p6"]]
-    methods = {
-        name: read_method(name, results_of(tmp_path / name, tests), 3) for name, tests in (("a", GOOD), ("b", other))
-    }
-    with pytest.raises(ValueError, match=r"fold 0: subject p5 is in the split 't\w+' for [ab] alone"):
-        aggregate(methods, {"folds": 3}, "mae")
-
-
 def validation(tmp_path, **given: Any) -> CrossValidation:
     return CrossValidation(tmp_path, "configs/train.json", **{"tracking_uri": "sqlite:///none.db", **given})
 
@@ -284,11 +149,18 @@ def test_what_all_methods_share_cannot_be_set_by_one(bundle_folder, tmp_path):
         validation(tmp_path, overrides={"intensity": [object()]})
 
 
-@pytest.mark.parametrize(("task", "metric"), [("classify", "log_loss"), ("survival", "cox"), ("autoencoder", "psnr")])
-def test_other_tasks_are_refused_before_a_fold_is_run(bundle_folder, tmp_path, task, metric):
+@pytest.mark.parametrize(
+    ("task", "key_metric", "message"),
+    [
+        ("autoencoder", None, "`key_metric` is 'psnr', none of mlll, .* cox"),
+        ("classify", "mlll", "`key_metric` is 'mlll', which .* do not have; choose one of auc, accuracy, log_loss"),
+        ("survival", "auc", "`key_metric` is 'auc', which .* do not have; choose one of concordance, cox"),
+    ],
+)
+def test_metrics_without_a_table_are_refused_before_a_fold_is_run(bundle_folder, tmp_path, task, key_metric, message):
     files = ["configs/train.json", f"configs/{task}.json"]
-    with pytest.raises(ValueError, match=f"`key_metric` is '{metric}', none of mlll, .* predicted quantiles"):
-        CrossValidation(tmp_path, files, tracking_uri="")
+    with pytest.raises(ValueError, match=message):
+        CrossValidation(tmp_path, files, tracking_uri="", key_metric=key_metric)
     assert list(tmp_path.iterdir()) == []
 
 

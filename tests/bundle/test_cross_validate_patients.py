@@ -7,7 +7,7 @@ import pytest
 
 from cpic_monai.cross_validation import aggregate, read_method
 from cpic_monai.report.bootstrap import metric_differences, metric_intervals
-from tests.bundle.test_cross_validate import GOOD, results_of
+from tests.bundle.folds_left import GOOD, results_of
 
 
 def test_intervals_and_differences_are_over_patients(tmp_path):

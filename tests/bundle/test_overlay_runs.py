@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from cpic_monai.volumes import open_volume
 from tests.bundle.conftest import SMALL, run_config
@@ -79,3 +80,25 @@ def test_the_crops_shape_stands_in_the_report(bundle_folder, trained, phantom, t
     baselines = scores(tmp_path / "eval")["test"]["baselines"]
     assert {"ridge on voxels", "crop shape"} <= set(baselines)
     assert all(np.isfinite(baselines[name]["mlll"]) for name in baselines)
+
+
+def test_other_splits_than_the_checkpoints_are_refused(bundle_folder, trained, phantom, tmp_path):
+    """With another seed most test patients would be those that it was trained on."""
+    settings = {**SMALLER, "folds": SMALL["folds"], "head": SMALL["head"], "dataset_dir": str(phantom)}
+    with pytest.raises((RuntimeError, ValueError)) as raised:
+        run_config(
+            "evaluating", "evaluate", **settings, ckpt_path=str(trained / "models" / "model.pt"), seed=1,
+            output_dir=str(tmp_path),
+        )  # fmt: skip
+    assert "groups that would be counted as held out" in f"{raised.value} {raised.value.__cause__}"
+    assert not (tmp_path / "eval").exists()
+
+
+def test_ct_in_a_table_is_read_as_hounsfield_units(bundle_folder):
+    files = [f"configs/{name}.json" for name in ("train", "table", "ct")]
+    parser = ConfigParser(ConfigParser.load_config_files(files))
+    parser.resolve_macro_and_relative_ids()
+    train = ConfigParser.load_config_file("configs/train.json")
+    assert parser["intensity"] == train["intensity"]
+    assert parser["padding_value"] == train["padding_value"] == -1000
+    assert parser["cohort"]["_target_"].endswith("TableCohort")

@@ -198,3 +198,17 @@ def test_it_predicts_and_evaluates_from_another_folder(packed, trained, phantom,
         for name in ("mlll", "rmse", "coverage", "n"):
             assert again[split][name] == pytest.approx(entry[name], rel=1e-6), (split, name)
     assert not (packed / "eval").exists(), "the bundle's own folder stays as it was"
+
+
+def test_a_checkpoint_of_another_cohort_is_refused(tmp_path) -> None:
+    """The packed configs read OSIC's layout: another target would be predicted in mL, from other intensities."""
+    target = {"mode": "standardise", "factor": 0.1, "mean": 60.0, "sd": 9.0, "fitted": True}
+    torch.save({"model": {}, "encoder": {"tabular": {}, "target": target}}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model.pt: its target is 'standardise', .* inference_table.json"):
+        pack_bundle.pack(tmp_path / "model.pt", None, {}, tmp_path / "dist")
+    target["mode"] = "relative_to_first"
+    torch.save({"model": {}, "encoder": {"tabular": {}, "target": target}}, tmp_path / "model.pt")
+    (tmp_path / "template.nii.gz").touch()
+    with pytest.raises(ValueError, match=r"template.nii.gz: the checkpoint was trained with configs/align.json"):
+        pack_bundle.pack(tmp_path / "model.pt", None, {}, tmp_path / "dist")
+    assert not (tmp_path / "dist").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,15 @@ def test_a_task_is_learned_and_evaluated_again(task: str, recipe: str, bundle_fo
         again.pop(key)
     run_config("evaluating", ["evaluate", "table", task], **again)
     assert results(tmp_path / "again")[0]["test"][score] == pytest.approx(metrics["test"][score])
+    assert metrics["test"]["baselines"]["constant"][score] == pytest.approx(0.5)
+    if task == "classify" and recipe == "closed_form":
+        swapped = {**again, "classes": ["severe", "middling", "mild"], "eval_dir": str(tmp_path / "swapped")}
+        with pytest.raises((RuntimeError, ValueError)) as raised:
+            run_config("evaluating", ["evaluate", "table", task], **swapped)
+        assert (
+            "p(mild), p(middling), p(severe), this configuration p(severe)"
+            in f"{raised.value} {raised.value.__cause__}"
+        )
 
 
 @pytest.mark.parametrize("source", ["validation", "train_leave_one_out"])
@@ -105,6 +115,26 @@ def test_calibration_is_part_of_the_checkpoint(source: str, bundle_folder, phant
     run_config("evaluating", "evaluate", eval_dir=str(tmp_path / "again"), validation_fraction=0.3, **again)
     repeated = pd.read_csv(tmp_path / "again" / "predictions.csv")
     np.testing.assert_allclose(repeated["q0.8"], predictions["q0.8"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overlays", "message"),
+    [
+        (["ridge"], "`evaluation#baselines` has ridge on voxels, which predict quantiles, not p.middling., p.mild"),
+        (["resnet"], "ScanResNet has 3 outputs of a QuantileHead, the task wants 3 of a LogitHead"),
+    ],
+)
+def test_overlays_for_quantiles_are_refused_before_training(overlays, message, bundle_folder, table, tmp_path) -> None:
+    settings = {**MODEL, **SHORT, "cohort_csv": str(table), "target_column": "grade", "output_dir": str(tmp_path)}
+    more = {"depth": 10} if overlays == ["resnet"] else {}
+    with pytest.raises(RuntimeError) as raised:
+        run_config("training", ["train", "table", "classify", *overlays], **settings | more)
+    causes, error = [], raised.value
+    while error is not None:
+        causes.append(str(error))
+        error = error.__cause__
+    assert re.search(message, " ".join(causes)), causes
+    assert not (tmp_path / "models" / "model.pt").exists()
 
 
 def test_outcomes_that_cannot_be_read_are_reported(tmp_path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cohort_items import raw_item
 
 from cpic_monai.cohorts import Cohort, split
 
@@ -69,3 +70,20 @@ def test_stratifying_by_an_unknown_target_is_refused(grouped: Cohort) -> None:
     with pytest.raises(ValueError, match=r"needs the target of every scan; unknown for \['s03'\]"):
         split(grouped, 0, 3, 0, stratify=True)
     assert len(split(grouped, 0, 3, 0)["test"]) == 8
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.2), (0.5, 0.5), (0.3, 0.7), (0.6, 0.25, 0.15)])
+def test_classes_are_balanced_whichever_is_rare(shares: tuple[float, ...]) -> None:
+    """Every fold has each class's share, to a row; quantiles of so few values would coincide."""
+    classes = np.repeat(np.arange(len(shares)), [round(100 * share) for share in shares])
+    cohort = Cohort([raw_item(f"s{n:03d}", f"s{n:03d}", [float(k)]) for n, k in enumerate(classes)], (), "grade", "")
+    for fold in range(5):
+        test = split(cohort, fold, 5, 0.2, stratify=True)["test"]
+        counts = np.bincount([int(item["target"][0]) for item in test], minlength=len(shares))
+        np.testing.assert_allclose(counts, 20 * np.array(shares), atol=1)
+
+
+def test_a_target_that_cannot_be_balanced_is_said(caplog) -> None:
+    cohort = Cohort([raw_item(f"s{n}", f"s{n}", [float(n == 0)]) for n in range(20)], (), "grade", "")
+    assert len(split(cohort, 0, 5, 0, stratify=True)["test"]) == 4
+    assert "too few scans of alike targets to balance 5 folds" in caplog.text

@@ -125,3 +125,33 @@ def test_target_faults_are_named() -> None:
 def test_an_empty_cohort_says_why() -> None:
     with pytest.raises(ValueError, match="no scan is left"):
         Cohort([], (), "value", "mL")
+
+
+def test_a_checkpoint_says_what_its_outputs_are() -> None:
+    cohort = Cohort(items(), COLUMNS, "value", "mL")
+    parts = {"train": cohort.items[:2], "validation": [], "test": cohort.items[2:]}
+    state = prepare(cohort, parts, outputs=["p(healthy)", "p(diseased)"]).state_dict()
+    json.dumps(state)
+    assert ItemEncoder(state).state_dict() == state, "without a word of its own it keeps the checkpoint's"
+    assert prepare(cohort, parts, state, ["p(healthy)", "p(diseased)"]).state_dict() == state
+    with pytest.raises(
+        ValueError, match=r"predicts p\(healthy\), p\(diseased\), this configuration p\(diseased\), p\(h"
+    ):
+        prepare(cohort, parts, state, ["p(diseased)", "p(healthy)"])
+    del state["outputs"]
+    assert ItemEncoder(state, ["q0.5"]).outputs == ["q0.5"], "one of before outputs were kept loads as it did"
+
+
+def test_nobody_that_was_learned_from_counts_as_held_out() -> None:
+    cohort = Cohort(items(), COLUMNS, "value", "mL")
+    parts = {"train": cohort.items[:1], "validation": cohort.items[1:2], "test": cohort.items[2:]}
+    splits = prepare(cohort, parts)
+    kept = splits.trained_on.state_dict()
+    assert not any(name in json.dumps(kept) for name in ('"a"', '"b"'))
+    assert len(kept["groups"]) == 2
+    prepare(cohort, parts, splits.state_dict(), trained_on=kept)
+    for learned in ("train", "validation"):
+        other = {**parts, "test": parts[learned], learned: parts["test"]}
+        name = parts[learned][0]["group"]
+        with pytest.raises(ValueError, match=f"1 of the 1 groups .* the first is {name}: set `seed`, `fold`"):
+            prepare(cohort, other, splits.state_dict(), trained_on=kept)

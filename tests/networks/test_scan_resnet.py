@@ -119,3 +119,8 @@ def test_closed_form_recipe_learns_its_encoder() -> None:
 def test_refusals(make: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         make()
+
+
+def test_scales_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"config key `scales` is \[1, 4\]: a ResNet sees the view itself"):
+        small(scales=[1, 4])

@@ -129,3 +129,20 @@ def test_its_state_tells_whether_it_has_started() -> None:
 def test_refuses_empty_sizes() -> None:
     with pytest.raises(ValueError, match="rank 0"):
         TensorTrainRegression(SIZES, CHANNELS, 0, 4)
+
+
+@pytest.mark.parametrize("batch", [4, 8])
+def test_features_beyond_the_first_batchs_rank_can_learn(batch: int) -> None:
+    """Centred scans have fewer directions than there are features here; over many modes their gradient would vanish."""
+    sizes = (2,) * 17
+    layer, train = TensorTrainRegression(sizes, 4, 6, 10), random_train(sizes, 3, 4, batch, 0)
+    layer.update([train])
+    still = layer([train]).std(0) < 1e-6
+    assert still.sum() >= 10 - (batch - 1)
+    optimizer = torch.optim.RAdam(layer.parameters(), lr=1e-2)
+    target = torch.randn(batch, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (layer([train]) - target).square().mean().backward()
+        optimizer.step()
+    assert (layer([train]).std(0) > 1e-3).all()
