@@ -181,7 +181,7 @@ def pack(checkpoint: Path, metrics_file: Path | None, settings: Mapping[str, Any
         )
     if (template := checkpoint.with_name("template.nii.gz")).exists():
         raise ValueError(
-            f"{template}: the checkpoint was trained with configs/align.json, which the packed configs know nothing of: "
+            f"{template}: the checkpoint was trained with configs/align.json, which the packed configs do not know: "
             "views would lie elsewhere than in training. Pack a run without it, or use configs/inference.json with "
             "configs/align.json"
         )

@@ -103,10 +103,9 @@ class Splits:
         """Names of the F tabular features."""
         return self.encoder.feature_names
 
-    @property
-    def trained_on(self) -> TrainedOn:
+    def trained_on(self, fit_on_validation: bool = False) -> TrainedOn:
         """Whom a network that these splits train learns from, or is chosen by."""
-        return TrainedOn([*self.train, *self.validation])
+        return TrainedOn([*self.train, *self.validation], fit_on_validation)
 
     def state_dict(self) -> dict[str, Any]:
         """What was learnt from the training items, for the checkpoint."""

@@ -20,18 +20,21 @@ class TrainedOn:
     ----------
     items
         Of the training and validation splits; ``group`` names the patient.
+    fit_on_validation
+        Whether basis and head were fitted to the validation split too.
     """
 
-    def __init__(self, items: Iterable[Mapping[str, Any]] = ()) -> None:
-        self.groups = sorted({_digest(item) for item in items})
+    def __init__(self, items: Iterable[Mapping[str, Any]] = (), fit_on_validation: bool = False) -> None:
+        self.groups, self.fit_on_validation = sorted({_digest(item) for item in items}), bool(fit_on_validation)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers, for the checkpoint."""
-        return {"groups": list(self.groups)}
+        return {"groups": list(self.groups), "fit_on_validation": self.fit_on_validation}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self.groups = [str(digest) for digest in state["groups"]]
+        self.fit_on_validation = bool(state["fit_on_validation"])
 
     def check_held_out(self, items: Sequence[Mapping[str, Any]], name: str) -> None:
         """Check that none of these test items is of a group that was learned from.

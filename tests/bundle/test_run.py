@@ -202,6 +202,22 @@ def test_basis_and_head_are_fitted_to_validation_scans_in_the_end(bundle_folder,
         assert baseline == "constant" or train["test"]["baselines"][baseline] != both["test"]["baselines"][baseline]
     assert "fitted to" not in train_facts
     assert both_facts["fitted to"] == "training and validation scans together"
+    # Evaluation knows it of the checkpoint.
+    again = {key: value for key, value in SMALL.items() if key not in ("passes", "max_epochs")}
+    model, eval_dir = tmp_path / "both" / "models" / "model.pt", tmp_path / "again"
+    run_config(
+        "evaluating",
+        ["evaluate", "ridge"],
+        **again,
+        dataset_dir=str(phantom),
+        ckpt_path=str(model),
+        eval_dir=str(eval_dir),
+    )
+    assert json.loads((eval_dir / "report.json").read_text())["cohort"]["facts"]["fitted to"] == both_facts["fitted to"]
+    test = json.loads((eval_dir / "metrics.json").read_text())["test"]
+    assert test["baselines"]["ridge on voxels"]["mlll"] == pytest.approx(
+        both["test"]["baselines"]["ridge on voxels"]["mlll"]
+    )
 
 
 def test_intervals_of_a_table_are_over_its_groups(bundle_folder, brats, tmp_path):

@@ -146,7 +146,8 @@ def test_nobody_that_was_learned_from_counts_as_held_out() -> None:
     cohort = Cohort(items(), COLUMNS, "value", "mL")
     parts = {"train": cohort.items[:1], "validation": cohort.items[1:2], "test": cohort.items[2:]}
     splits = prepare(cohort, parts)
-    kept = splits.trained_on.state_dict()
+    kept = splits.trained_on(fit_on_validation=True).state_dict()
+    assert kept["fit_on_validation"]
     assert not any(name in json.dumps(kept) for name in ('"a"', '"b"'))
     assert len(kept["groups"]) == 2
     prepare(cohort, parts, splits.state_dict(), trained_on=kept)
