@@ -115,9 +115,16 @@ def train(trainer: Engine, validator: Engine, tracker: MLFlowHandler | None = No
 
     Raises
     ------
+    ValueError
+        If there is nothing to validate on.
     RuntimeError
         If no epoch was validated in the end: there is no checkpoint of this run to go on with.
     """
+    if not len(validator.data_loader):  # type: ignore[attr-defined]
+        raise ValueError(
+            "the validation split is empty, so no epoch could be chosen: raise config key `validation_fraction` (with "
+            "`fit_on_validation` basis and head learn from those scans, too, in the end)"
+        )
     done, wanted = trainer.state.epoch, trainer.state.max_epochs
     if wanted is not None and done >= wanted > 0:
         logger.info(f"training ended after epoch {done} already (`max_epochs` {wanted}): raise it to go on")

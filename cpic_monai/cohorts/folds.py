@@ -121,7 +121,7 @@ def _strata(cohort: Cohort, order: np.ndarray, bins: int, folds: int) -> np.ndar
         names = [cohort.items[n]["subject"] for n, mean in zip(order, means, strict=True) if np.isnan(mean)]
         raise ValueError(f"{cohort.name}: stratify needs the target of every scan; unknown for {names[:5]}")
     values, strata, counts = np.unique(means, return_inverse=True, return_counts=True)
-    if len(values) <= bins:
+    if len(values) <= max(bins, len(getattr(cohort, "classes", ()))):
         if (counts >= folds).sum() > 1:
             return np.asarray(strata)
         bins = 0

@@ -105,7 +105,7 @@ class Splits:
 
     def trained_on(self, fit_on_validation: bool = False) -> TrainedOn:
         """Whom a network that these splits train learns from, or is chosen by."""
-        return TrainedOn([*self.train, *self.validation], fit_on_validation)
+        return TrainedOn(self.train, self.validation, fit_on_validation)
 
     def state_dict(self) -> dict[str, Any]:
         """What was learnt from the training items, for the checkpoint."""
@@ -140,17 +140,15 @@ def prepare(
     outputs
         See :class:`ItemEncoder`.
     trained_on
-        State of the checkpoint's :class:`cpic_monai.cohorts.TrainedOn`: none of them may be a test item.
+        State of the checkpoint's :class:`cpic_monai.cohorts.TrainedOn`: none of them may count as held out.
 
     Raises
     ------
     ValueError
-        If the checkpoint's outputs are others, or it has learned from a test item's group.
+        If the checkpoint's outputs are others, or it has learned from a group that would count as held out.
     """
     if trained_on is not None:
-        known = TrainedOn()
-        known.load_state_dict(trained_on)
-        known.check_held_out(splits["test"], cohort.name)
+        TrainedOn.of(trained_on).check_held_out(splits, cohort.name)
     encoder = ItemEncoder(state, outputs)
     if state is None:
         encoder.fit(cohort, splits["train"])

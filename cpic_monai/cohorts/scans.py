@@ -12,6 +12,7 @@ import pandas as pd
 
 from cpic_monai.cohorts.cohort import Cohort, LeftOut
 from cpic_monai.cohorts.prepare import ItemEncoder
+from cpic_monai.cohorts.reading import read_table
 from cpic_monai.cohorts.target import fraction_of_first
 
 __all__ = ["ScanCohort", "find_scans"]
@@ -107,12 +108,15 @@ class ScanCohort(Cohort):
         unit: str = "",
     ) -> None:
         named = find_scans(scans)
-        table = _read_values(values, subject_column) if values is not None else {}
         times = [float(t) for t in visits] if visit_column else [float("nan")]
         columns, unknown = tuple(encoder.tabular.columns), 0
+        wanted = [column.name for column in columns if column.name != visit_column]
+        table = _read_values(values, subject_column, wanted) if values is not None else {}
         relative = encoder.target.mode == "relative_to_first"
         left_out: list[LeftOut] = []
         notes: list[str] = []
+        if wanted and values is None:
+            notes.append(f"no table of values: {', '.join(wanted)} are taken as missing")
         items = []
         for name, path in named.items():
             rows = table.get(name)
@@ -148,13 +152,9 @@ class ScanCohort(Cohort):
         )
 
 
-def _read_values(path: str | Path, subject_column: str) -> dict[str, pd.DataFrame]:
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: `values_csv` should be a table with the column {subject_column!r}")
-    frame = pd.read_csv(path, dtype={subject_column: str})
-    if subject_column not in frame.columns:
-        raise ValueError(f"{path}: no column {subject_column!r} to find scans by; found {list(frame.columns)}")
+def _read_values(path: str | Path, subject_column: str, wanted: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Rows by scan of ``values_csv``, which must have what the network was trained on."""
+    frame = read_table(Path(path).expanduser(), [subject_column, *wanted], [subject_column])
     return {str(name): rows for name, rows in frame.groupby(subject_column)}
 
 

@@ -84,6 +84,10 @@ class TableCohort(Cohort):
             raise ValueError("image_column must name one column of paths or more")
         if not target_column and require_target:
             raise ValueError("target_column must name the outcome; for prediction alone pass require_target=False")
+        if target_column in tabular:
+            raise ValueError(
+                f"{target_column} is the outcome: take it out of tabular_columns, or the head is told the answer"
+            )
         strata = None if strata_columns is None else _names(strata_columns)
         names = [name for name in (group_column, subject_column) if name]
         required = [*images, *tabular, *names, *(strata or ())] + [n for n in (visit_column,) if n]

@@ -133,6 +133,7 @@ class FineTuning:
         self.pretrained, self.network, self.freeze, self.refit, self.fit = pretrained, network, freeze, refit, fit
         self.scans, self.select_scans, self.seed = scans, select_scans, seed
         self.draws, self.tolerance = draws, tolerance
+        self.known = 0  # test groups that the pretrained encoder had learned from
         self.splits, self.evaluation, self.validator, self.key_metric = splits, evaluation, validator, key_metric
         self.checkpoint, self.objects = Path(checkpoint), objects
         self.trainer, self.tracker = trainer, tracker
@@ -157,7 +158,7 @@ class FineTuning:
         facts = {
             "pretrained": str(self.pretrained), "freeze": self.freeze, "refit": self.refit,
             "parts": [asdict(part) for part in parts], "closed_form_seconds": round(seconds, 2),
-            "training_scans": len(self.splits.train),
+            "training_scans": len(self.splits.train), "test_groups_known_to_the_encoder": self.known,
         }  # fmt: skip
         if rank() == 0:
             write_text_atomically(self.folder / "transfer.json", json.dumps(facts, indent=2) + "\n")
@@ -176,6 +177,13 @@ class FineTuning:
         """Copy what fits; returns what became of every part."""
         found = read_checkpoint(self.pretrained or "")
         state, source = found["model"], str(self.pretrained)
+        if (before := found.get("trained_on")) is not None:
+            self.known = self.objects["trained_on"].include(before, self.splits.test)
+            if self.known:
+                logger.warning(
+                    f"{source}: its encoder had learned from {self.known} of the patients that are held out for "
+                    "testing now: errors on them will look smaller than on new patients"
+                )
         parts = take_encoder(self.network, state, source)
         lost = [str(part) for part in parts if part.action != "taken"]
         if lost and self.freeze == "encoder":

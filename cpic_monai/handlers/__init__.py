@@ -1,6 +1,6 @@
 """Ignite handlers: seeds, index selection, gradients over processes, basis and head, checkpoints, ends."""
 
-from cpic_monai.handlers.checkpoint import BestCheckpoint, LastCheckpoint
+from cpic_monai.handlers.checkpoint import BestCheckpoint, LastCheckpoint, load_best
 from cpic_monai.handlers.final import FinalFit
 from cpic_monai.handlers.fit import FitBasisAndHead
 from cpic_monai.handlers.gradients import AverageGradients
@@ -19,4 +19,5 @@ __all__ = [
     "SelectIndexSets",
     "StopWithoutBetter",
     "TrainingTimeLimit",
+    "load_best",
 ]

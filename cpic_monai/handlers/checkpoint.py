@@ -36,6 +36,29 @@ def save_together(objects: Mapping[str, Any], path: Path, more: Mapping[str, Any
     barrier(f"checkpoint {path.name}")
 
 
+def load_best(path: str | Path, objects: Mapping[str, Any], device: str | torch.device = "cpu") -> None:
+    """Load the network that :class:`BestCheckpoint` saved, if it is of this run's splits.
+
+    Parameters
+    ----------
+    path
+        The file.
+    objects
+        Those that it was saved with: ``model`` is loaded; ``trained_on``, if both have it, is compared.
+    device
+        Where the tensors are read to.
+
+    Raises
+    ------
+    ValueError
+        If the file is of other splits, see :class:`cpic_monai.cohorts.TrainedOn`.
+    """
+    state = torch.load(path, map_location=device, weights_only=True)
+    if "trained_on" in state and "trained_on" in objects:
+        objects["trained_on"].load_state_dict(state["trained_on"])
+    objects["model"].load_state_dict(state["model"])
+
+
 class BestCheckpoint:
     """Save the network when an evaluator's key metric is its best so far.
 
@@ -131,12 +154,15 @@ class LastCheckpoint:
         ------
         KeyError
             Naming what the file lacks.
+        ValueError
+            If it is of other splits.
         """
         state = torch.load(self.path, map_location="cpu", weights_only=True)
-        missing = [name for name in (*self.objects, "epoch", "iteration") if name not in state]
+        objects = {k: v for k, v in self.objects.items() if k in state or not getattr(v, "optional", False)}
+        missing = [name for name in (*objects, "epoch", "iteration") if name not in state]
         if missing:
             raise KeyError(f"{self.path} lacks {missing}; it holds {sorted(state)}: is it a `last.pt` of this recipe?")
-        for name, item in self.objects.items():
+        for name, item in objects.items():
             item.load_state_dict(state[name])
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         if self.evaluator is not None and "best" in state:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import nibabel
 import numpy as np
@@ -102,3 +103,15 @@ def test_ct_in_a_table_is_read_as_hounsfield_units(bundle_folder):
     assert parser["intensity"] == train["intensity"]
     assert parser["padding_value"] == train["padding_value"] == -1000
     assert parser["cohort"]["_target_"].endswith("TableCohort")
+
+
+def test_a_run_does_not_go_on_with_other_splits(bundle_folder, trained, phantom, tmp_path):
+    """Resumed as another fold it would predict patients that it was trained on, and call them held out."""
+    shutil.copytree(trained / "models", tmp_path / "models")
+    settings = {**SMALL, "dataset_dir": str(phantom), "output_dir": str(tmp_path), "resume": True, "max_epochs": 2}
+    with pytest.raises((RuntimeError, ValueError)) as raised:
+        run_config("training", "train", **settings, fold=1)
+    assert "they are not the" in f"{raised.value} {raised.value.__cause__}"
+    with pytest.raises((RuntimeError, ValueError)) as raised:
+        run_config("training", "train", **{**settings, "resume": False}, validation_fraction=0.0)
+    assert "the validation split is empty" in f"{raised.value} {raised.value.__cause__}"

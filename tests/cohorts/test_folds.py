@@ -72,11 +72,12 @@ def test_stratifying_by_an_unknown_target_is_refused(grouped: Cohort) -> None:
     assert len(split(grouped, 0, 3, 0)["test"]) == 8
 
 
-@pytest.mark.parametrize("shares", [(0.8, 0.2), (0.5, 0.5), (0.3, 0.7), (0.6, 0.25, 0.15)])
+@pytest.mark.parametrize("shares", [(0.8, 0.2), (0.5, 0.5), (0.3, 0.7), (0.6, 0.25, 0.15), (0.3, 0.3, 0.25, 0.1, 0.05)])
 def test_classes_are_balanced_whichever_is_rare(shares: tuple[float, ...]) -> None:
     """Every fold has each class's share, to a row; quantiles of so few values would coincide."""
     classes = np.repeat(np.arange(len(shares)), [round(100 * share) for share in shares])
     cohort = Cohort([raw_item(f"s{n:03d}", f"s{n:03d}", [float(k)]) for n, k in enumerate(classes)], (), "grade", "")
+    cohort.classes = [str(k) for k in range(len(shares))]  # as a cohort of classes has them
     for fold in range(5):
         test = split(cohort, fold, 5, 0.2, stratify=True)["test"]
         counts = np.bincount([int(item["target"][0]) for item in test], minlength=len(shares))

@@ -8,7 +8,17 @@ import pytest
 import torch
 from cohort_items import raw_item
 
-from cpic_monai.cohorts import Cohort, Column, ItemEncoder, TabularEncoder, TargetScaler, load_splits, prepare, split
+from cpic_monai.cohorts import (
+    Cohort,
+    Column,
+    ItemEncoder,
+    TabularEncoder,
+    TargetScaler,
+    TrainedOn,
+    load_splits,
+    prepare,
+    split,
+)
 
 COLUMNS = (Column("age"), Column("site", "categorical"), Column("week", "scaled", 52))
 
@@ -149,10 +159,38 @@ def test_nobody_that_was_learned_from_counts_as_held_out() -> None:
     kept = splits.trained_on(fit_on_validation=True).state_dict()
     assert kept["fit_on_validation"]
     assert not any(name in json.dumps(kept) for name in ('"a"', '"b"'))
-    assert len(kept["groups"]) == 2
+    assert (len(kept["train"]), len(kept["validation"])) == (1, 1)
     prepare(cohort, parts, splits.state_dict(), trained_on=kept)
-    for learned in ("train", "validation"):
-        other = {**parts, "test": parts[learned], learned: parts["test"]}
+    for learned, held in (("train", "test"), ("validation", "test"), ("train", "validation")):
+        other = {**parts, held: parts[learned], learned: parts[held]}
         name = parts[learned][0]["group"]
-        with pytest.raises(ValueError, match=f"1 of the 1 groups .* the first is {name}: set `seed`, `fold`"):
+        with pytest.raises(
+            ValueError, match=f"1 of the 1 groups of the {held} split, .* is {name}: set `seed`, `fold`"
+        ):
             prepare(cohort, other, splits.state_dict(), trained_on=kept)
+
+
+def test_a_run_goes_on_with_its_own_splits_only() -> None:
+    a, b, c = ([item] for item in items())
+    ours, same = TrainedOn(a, b), TrainedOn(a, b)
+    ours.load_state_dict(same.state_dict())
+    for other in (TrainedOn(a, c), TrainedOn(a + b, c), TrainedOn(a + b)):
+        with pytest.raises(ValueError, match=r"not the 1 and 1 of this run: set `seed`, .* choose another `output_dir`"):
+            ours.load_state_dict(other.state_dict())
+    fitted = TrainedOn(a, b, fit_on_validation=True)
+    with pytest.raises(ValueError, match="were fitted to the validation scans"):
+        ours.load_state_dict(fitted.state_dict())
+    fitted.load_state_dict(ours.state_dict())
+
+
+def test_another_column_of_groups_and_a_pretrained_encoder_are_said(caplog) -> None:
+    a, b, c = ([item] for item in items())
+    known = TrainedOn(a, b)
+    elsewhere = [{"group": "/scans/a.nii"}]
+    known.check_held_out({"train": elsewhere, "validation": [], "test": elsewhere}, "study")
+    assert "none of its groups trained this checkpoint" in caplog.text
+    tuned = TrainedOn(b, [])
+    assert tuned.include(known.state_dict(), a + c) == 1
+    assert TrainedOn.of(tuned.state_dict()).pretrained == tuned.pretrained == sorted(known.train + known.validation)
+    tuned.check_held_out({"train": b, "validation": [], "test": a + c}, "study")
+    assert "1 test groups trained the encoder" in caplog.text

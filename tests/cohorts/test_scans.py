@@ -85,7 +85,7 @@ def test_where_no_first_value_is_known_the_unit_says_so(tmp_path):
 def test_a_table_without_the_subject_column_is_refused(tmp_path):
     _save(tmp_path / "p1.nii.gz")
     pd.DataFrame({"id": ["p1"]}).to_csv(tmp_path / "v.csv", index=False)
-    with pytest.raises(ValueError, match="no column 'subject'"):
+    with pytest.raises(ValueError, match=r"columns \['subject'.*\] are missing"):
         ScanCohort(tmp_path / "p1.nii.gz", _encoder("constant"), tmp_path / "v.csv")
 
 
@@ -97,3 +97,16 @@ def test_a_store_is_one_scan_and_not_searched_inside(tmp_path):
     assert set(found) == {"a", "b", "c.v2"}
     assert found["c.v2"] == (tmp_path / "deep" / "c.v2.zarr").resolve()
     assert find_scans(tmp_path / "b.ome.zarr") == {"b": (tmp_path / "b.ome.zarr").resolve()}
+
+
+def test_columns_that_the_network_knows_must_be_in_the_table(tmp_path):
+    """A header in other letters would predict everybody at the mean age, without a word."""
+    _save(tmp_path / "p1.nii.gz")
+    given = {"subject_column": "Patient", "visit_column": "Weeks"}
+    (tmp_path / "v.csv").write_text("Patient,AGE\np1,70\n")
+    with pytest.raises(ValueError, match=r"v.csv.*columns \['Age'\] are missing; found \['Patient', 'AGE'\]"):
+        ScanCohort(tmp_path / "p1.nii.gz", _encoder(), tmp_path / "v.csv", **given)
+    (tmp_path / "v.csv").write_text("Patient, Age\np1, 70\n")
+    cohort = ScanCohort(tmp_path / "p1.nii.gz", _encoder(), tmp_path / "v.csv", **given)
+    assert cohort.items[0]["covariates"]["Age"] == [70]
+    assert "no table of values: Age are taken as missing" in ScanCohort(tmp_path, _encoder(), **given).notes[0]

@@ -92,6 +92,12 @@ def test_channels_and_groups(tmp_path: Path) -> None:
         (TABLE, {"tabular_columns": ["weight"]}, r"columns \['weight'\] are missing; found \['id', 'image'"),
         (TABLE, {"target_column": ""}, "target_column must name the outcome"),
         (TABLE, {"image_column": ""}, "image_column must name"),
+        (TABLE, {"tabular_columns": ["score"]}, "score is the outcome: take it out of tabular_columns"),
+        (
+            "id,image,score,who\n1,scans/a.nii,3,P\n2,scans/b.nii,4,P\n",
+            {"subject_column": "who"},
+            "scans of P are in the groups 1 and 2, so some would train and others test",
+        ),
         ("image,y\nscans/a.nii,\n", {"target_column": "y"}, "no scan is left.*no target"),
         ("id,image,score\n1,scans/a.nii,3\n2,scans/a.nii,4\n", {}, r"lines \[2, 3\].*in groups \['1', '2'\]"),
         (

@@ -157,3 +157,10 @@ def test_nothing_is_written_on_refusal(osic: pd.DataFrame, tmp_path: Path) -> No
     with pytest.raises(DifferentPatientsError):
         write_comparison(tmp_path / "out", one, Evaluated("other", osic.iloc[:-5], FACTS))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_true_value_of_zero_may_be_rounded(osic: pd.DataFrame) -> None:
+    """Truths are float32 on their way, less an offset that is each run's own."""
+    first = osic.assign(truth=osic["truth"].where(osic.index != osic.index[-1], 0.0))
+    second = first.assign(truth=first["truth"] + 2e-6)
+    compare(Evaluated("a", first, FACTS), Evaluated("b", second, FACTS))
