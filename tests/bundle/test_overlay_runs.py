@@ -91,7 +91,7 @@ def test_other_splits_than_the_checkpoints_are_refused(bundle_folder, trained, p
             "evaluating", "evaluate", **settings, ckpt_path=str(trained / "models" / "model.pt"), seed=1,
             output_dir=str(tmp_path),
         )  # fmt: skip
-    assert "groups that would be counted as held out" in f"{raised.value} {raised.value.__cause__}"
+    assert "groups of the test split, which would be counted as held out" in f"{raised.value} {raised.value.__cause__}"
     assert not (tmp_path / "eval").exists()
 
 
