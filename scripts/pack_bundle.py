@@ -168,10 +168,6 @@ def pack(checkpoint: Path, metrics_file: Path | None, settings: Mapping[str, Any
         If the checkpoint is of another cohort than OSIC's layout, or has a template beside it.
     """
     state = read_checkpoint(checkpoint)
-    metrics = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file else {}
-    configs = packed_configs(ROOT / "configs", settings)
-    metadata = json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    columns = list(ItemEncoder(state["encoder"]).feature_names)
     if (mode := state["encoder"]["target"]["mode"]) != PACKED_TARGET:
         raise ValueError(
             f"{checkpoint}: its target is {mode!r}, so it was trained with configs/table.json, brats.json or another "
@@ -185,6 +181,10 @@ def pack(checkpoint: Path, metrics_file: Path | None, settings: Mapping[str, Any
             "views would lie elsewhere than in training. Pack a run without it, or use configs/inference.json with "
             "configs/align.json"
         )
+    metrics = json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file else {}
+    configs = packed_configs(ROOT / "configs", settings)
+    metadata = json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    columns = list(ItemEncoder(state["encoder"]).feature_names)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".") as scratch:
         made = Path(scratch) / NAME

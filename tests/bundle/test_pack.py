@@ -204,7 +204,7 @@ def test_a_checkpoint_of_another_cohort_is_refused(tmp_path) -> None:
     """The packed configs read OSIC's layout: another target would be predicted in mL, from other intensities."""
     target = {"mode": "standardise", "factor": 0.1, "mean": 60.0, "sd": 9.0, "fitted": True}
     torch.save({"model": {}, "encoder": {"tabular": {}, "target": target}}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match=r"model.pt: its target is 'standardise', .* inference_table.json"):
+    with pytest.raises(ValueError, match=r"model.pt: its target is 'standardise', .*configs.inference_table.json"):
         pack_bundle.pack(tmp_path / "model.pt", None, {}, tmp_path / "dist")
     target["mode"] = "relative_to_first"
     torch.save({"model": {}, "encoder": {"tabular": {}, "target": target}}, tmp_path / "model.pt")

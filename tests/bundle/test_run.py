@@ -82,7 +82,7 @@ def test_training_leaves_checkpoint_metrics_report_and_tracking(trained, phantom
 
 def test_checkpoint_holds_tensors_and_plain_containers(trained):
     checkpoint = torch.load(trained / "models" / "model.pt", weights_only=True)
-    assert set(checkpoint) == {"model", "encoder"}
+    assert set(checkpoint) == {"model", "encoder", "trained_on"}
     assert any(key.startswith("basis.core_0_") for key in checkpoint["model"])
 
 

@@ -88,7 +88,7 @@ def test_a_task_is_learned_and_evaluated_again(task: str, recipe: str, bundle_fo
         with pytest.raises((RuntimeError, ValueError)) as raised:
             run_config("evaluating", ["evaluate", "table", task], **swapped)
         assert (
-            "p(mild), p(middling), p(severe), this configuration p(severe)"
+            "p(middling), p(mild), p(severe), this configuration p(severe)"
             in f"{raised.value} {raised.value.__cause__}"
         )
 
