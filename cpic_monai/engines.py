@@ -120,7 +120,8 @@ def train(trainer: Engine, validator: Engine, tracker: MLFlowHandler | None = No
     RuntimeError
         If no epoch was validated in the end: there is no checkpoint of this run to go on with.
     """
-    if not len(validator.data_loader):  # type: ignore[attr-defined]
+    loader = getattr(validator, "data_loader", None)  # a MONAI evaluator's
+    if loader is not None and not len(loader):
         raise ValueError(
             "the validation split is empty, so no epoch could be chosen: raise config key `validation_fraction` (with "
             "`fit_on_validation` basis and head learn from those scans, too, in the end)"
