@@ -101,7 +101,7 @@ class Explanation:
         if twice:
             raise ValueError(f"several subjects' files would be named {', '.join(twice)}: give them other names")
         for item in items:
-            check_visit(str(item["subject"]), 1 if item.get("tabular") is None else len(item["tabular"]), self.visit)
+            check_visit(str(item["subject"]), item.get("tabular"), self.visit)
         self.network.eval()
         from_here = shared_reference(self.network, self.reference)
         entries = [

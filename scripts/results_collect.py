@@ -106,7 +106,8 @@ def _cross_validated(experiment: Experiment, folder: Path) -> dict[str, Any] | N
             if both:
                 pair = {n: method(n, both) for n in (first, name)}
                 beside = aggregate(pair, splits, key_metric)["methods"][name]
-                found |= {key: beside[key] for key in ("differences",) if key in beside}
+                if "differences" in beside:
+                    found["differences"] = beside["differences"]
         methods[name] = _numbers(found) | {"fold_numbers": done[name]} | _origin(folder / name, done[name])
     return {
         "key_metric": key_metric,

@@ -94,15 +94,15 @@ def explain(
         raise ValueError(f"config key `reference`: {reference!r} is none of {', '.join(REFERENCES)}")
     if network.training:
         raise ValueError("the network is in training mode, where noise moves predictions: call eval() first")
+    for row in (visit, since):
+        if row is not None:
+            check_visit(subject, tabular, row)
     with torch.enable_grad():
         codes, values, trains = _trains(network, scan, subject)
         device = values[0].device
         rows = None if tabular is None else tabular.to(device)
         index = torch.zeros(1 if rows is None else len(rows), dtype=torch.int64, device=device)
         quantiles = network.predict(network.basis(trains), rows, index)
-        check_visit(subject, len(quantiles), visit)
-        if since is not None:
-            check_visit(subject, len(quantiles), since)
         column, scores = _explained(network, quantiles, visit, output)
         explained = scores[visit] if since is None else scores[visit] - scores[since]
         gradients = torch.autograd.grad(explained, values, materialize_grads=True)  # 0 without a basis
@@ -118,8 +118,9 @@ def explain(
     return Explained(quantiles.detach().cpu(), network.grid.decode(once)[inside], summed[inside], finite, column)
 
 
-def check_visit(subject: str, count: int, visit: int) -> None:
-    """Check that a scan of so many visits has this one; a ValueError names it."""
+def check_visit(subject: str, tabular: Tensor | None, visit: int) -> None:
+    """Check that a scan with tabular values ``(V, F)``, or None for one visit, has this one; a ValueError names it."""
+    count = 1 if tabular is None else len(tabular)
     if not -count <= visit < count:
         raise ValueError(
             f"scan {subject} has {count} visits, counted from 0, and no visit {visit}: set config key `explain_visit` "

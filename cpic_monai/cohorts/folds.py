@@ -121,11 +121,10 @@ def _strata(cohort: Cohort, order: np.ndarray, bins: int, folds: int) -> np.ndar
         names = [cohort.items[n]["subject"] for n, mean in zip(order, means, strict=True) if np.isnan(mean)]
         raise ValueError(f"{cohort.name}: stratify needs the target of every scan; unknown for {names[:5]}")
     values, strata, counts = np.unique(means, return_inverse=True, return_counts=True)
-    if len(values) <= max(bins, len(getattr(cohort, "classes", ()))):
-        if (counts >= folds).sum() > 1:
-            return np.asarray(strata)
-        bins = 0
-    for number in range(bins, 1, -1):
+    few = len(values) <= max(bins, len(getattr(cohort, "classes", ())))
+    if few and (counts >= folds).sum() > 1:
+        return np.asarray(strata)
+    for number in () if few else range(bins, 1, -1):
         edges = np.quantile(means, np.linspace(0, 1, number + 1)[1:-1])
         bin_of = np.searchsorted(edges, means, side="right")
         _, strata, counts = np.unique(bin_of, return_inverse=True, return_counts=True)

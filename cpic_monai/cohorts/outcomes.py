@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cpic_monai.cohorts.cohort import LeftOut
-from cpic_monai.cohorts.table import TableCohort
+from cpic_monai.cohorts.table import TableCohort, check_not_told
 from cpic_monai.cohorts.tabular import is_missing
 from cpic_monai.cohorts.target import TargetScaler
 
@@ -23,11 +23,7 @@ class _OutcomeTableCohort(TableCohort):
 
     def __init__(self, cohort_csv: str | Path, outcome: Sequence[str], tabular_columns: Any, **given: Any) -> None:
         tabular = [tabular_columns] if isinstance(tabular_columns, str) else list(tabular_columns)
-        taken = [name for name in outcome if name in tabular]
-        if taken:
-            raise ValueError(
-                f"{taken[0]} is the outcome: take it out of tabular_columns, or the head is told the answer"
-            )
+        check_not_told(outcome, tabular)
         categorical = given.pop("categorical_columns", ())
         categorical = [categorical] if isinstance(categorical, str) else list(categorical)
         # As categorical columns outcomes reach the items with their visits in order; they are taken out again below.

@@ -84,10 +84,7 @@ class TableCohort(Cohort):
             raise ValueError("image_column must name one column of paths or more")
         if not target_column and require_target:
             raise ValueError("target_column must name the outcome; for prediction alone pass require_target=False")
-        if target_column in tabular:
-            raise ValueError(
-                f"{target_column} is the outcome: take it out of tabular_columns, or the head is told the answer"
-            )
+        check_not_told([target_column] if target_column else [], tabular)
         strata = None if strata_columns is None else _names(strata_columns)
         names = [name for name in (group_column, subject_column) if name]
         required = [*images, *tabular, *names, *(strata or ())] + [n for n in (visit_column,) if n]
@@ -144,6 +141,13 @@ class TableCohort(Cohort):
             left_out=left_out,
             name=path.name,
         )
+
+
+def check_not_told(outcome: Sequence[str], tabular: Sequence[str]) -> None:
+    """Check that no column of the outcome is among the tabular ones; a ValueError names it."""
+    taken = [name for name in outcome if name in tabular]
+    if taken:
+        raise ValueError(f"{taken[0]} is the outcome: take it out of tabular_columns, or the head is told the answer")
 
 
 def _names(value: str | Sequence[str]) -> tuple[str, ...]:

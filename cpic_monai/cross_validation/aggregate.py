@@ -100,14 +100,15 @@ def _add_pooled(result: dict[str, Any], methods: Mapping[str, MethodResult]) -> 
     def differences(name: str, frame: pd.DataFrame) -> dict[str, Any]:
         return _differences(*same_rows(mine, Evaluated(name, frame), TEST), first.scoring)
 
+    # Each method's own: the constant baseline has its rows, in the same order but for rounding of the truth.
+    constants = {name: [constant_baseline(fold) for fold in method.folds] for name, method in methods.items()}
     for name, method in methods.items():
         frame, entry = method.held_out(), result["methods"][name]
-        # The constant baseline has the method's rows, in the same order but for rounding of the truth.
-        beside = {"constant": held_out([constant_baseline(fold) for fold in method.folds])}
+        beside = {"constant": held_out(constants[name])}
         entry["pooled"] = summarise_splits(frame, baselines=beside, **method.scoring)[TEST]
         if method is not first:
             entry["differences"] = differences(name, frame)
-    constant = [constant_baseline(fold) for fold in first.folds]
+    constant = constants[first.name]
     by_fold = [summarise(fold[fold["split"] == TEST], missing_truth="omit", **first.scoring) for fold in constant]
     over_folds = {"constant": _over_folds(by_fold, [name for name, *_ in COLUMNS])}
     result["baselines"] = over_folds | {k: v for k, v in result["baselines"].items() if k != "constant"}
