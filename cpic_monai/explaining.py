@@ -75,6 +75,10 @@ class Explanation:
         outputs: Sequence[str] = (),
         output: str | None = None,
     ) -> None:
+        if not isinstance(network, CPICNet):
+            raise TypeError(
+                f"{type(network).__name__} picks no voxels, so nothing can be explained: leave configs/resnet.json out"
+            )
         self.network, self.scans, self.output_dir = network, scans, Path(output_dir)
         self.target_name, self.reference, self.visit = target_name, reference, int(visit)
         self.outputs = [str(name) for name in outputs]

@@ -83,6 +83,8 @@ def packed_configs(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[
         if name in ("evaluate.json", "inference.json"):
             new["_about_"]["_about_"] = "Keys of the packed bundle, written out; train.json explains the same names."
         packed[name] = new
+    # Packed weights carry no record of patients, so what they were fitted to is written out.
+    packed["evaluate.json"]["fit_on_validation"] = train["fit_on_validation"]
     return packed
 
 
@@ -148,6 +150,17 @@ def copy_parts(target: Path) -> None:
     shutil.copy2(ROOT / "configs" / "logging.conf", target / "configs" / "logging.conf")
 
 
+def aligned(checkpoint: Path, metrics_file: Path | None) -> Path | None:
+    """The file that says that training laid its scans over a template: the run's report, else a template left there."""
+    report = metrics_file.with_name("report.json") if metrics_file else None
+    if report is not None and report.is_file():
+        config = json.loads(report.read_text(encoding="utf-8")).get("provenance", {}).get("config", {})
+        if "alignment" in config:
+            return report if config["alignment"] else None
+    template = checkpoint.with_name("template.nii.gz")
+    return template if template.exists() else None
+
+
 def pack(checkpoint: Path, metrics_file: Path | None, settings: Mapping[str, Any], output: Path) -> Path:
     """Make ``output/cpic_fvc_regression`` and its zip; a former one is replaced once the new one is whole.
 
@@ -165,7 +178,7 @@ def pack(checkpoint: Path, metrics_file: Path | None, settings: Mapping[str, Any
     Raises
     ------
     ValueError
-        If the checkpoint is of another cohort than OSIC's layout, or has a template beside it.
+        If the checkpoint is of another cohort than OSIC's layout, or was trained on aligned scans.
     """
     state = read_checkpoint(checkpoint)
     if (mode := state["encoder"]["target"]["mode"]) != PACKED_TARGET:
@@ -175,9 +188,9 @@ def pack(checkpoint: Path, metrics_file: Path | None, settings: Mapping[str, Any
             "predict with wrong intensities and units. Serve it from MLflow (docs/reports.md), or predict by "
             "configs/inference_table.json"
         )
-    if (template := checkpoint.with_name("template.nii.gz")).exists():
+    if (sign := aligned(checkpoint, metrics_file)) is not None:
         raise ValueError(
-            f"{template}: the checkpoint was trained with configs/align.json, which the packed configs do not know: "
+            f"{sign}: the checkpoint was trained with configs/align.json, which the packed configs do not know: "
             "views would lie elsewhere than in training. Pack a run without it, or use configs/inference.json with "
             "configs/align.json"
         )

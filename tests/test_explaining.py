@@ -21,6 +21,7 @@ from cpic_monai.attribution import (
     mean_encoding,
 )
 from cpic_monai.explaining import Explanation
+from cpic_monai.networks import ScanResNet
 from cpic_monai.networks.heads import LogitHead
 from cpic_monai.transforms import VirtualScan
 from cpic_monai.volumes import ArrayVolume
@@ -210,3 +211,8 @@ def test_the_class_that_is_explained_is_named(tmp_path):
     assert entry["output"] == given["outputs"][likely]
     with pytest.raises(ValueError, match=r"`explain_output` is 'severe'; of classes, name one of p\(mild\), "):
         Explanation(network, [item], tmp_path, **given, output="severe")
+
+
+def test_a_network_that_picks_no_voxels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"ScanResNet picks no voxels, .*leave configs/resnet.json out"):
+        Explanation(ScanResNet((16, 16, 16), depth=10), [], tmp_path, target_name="FVC", unit="mL")

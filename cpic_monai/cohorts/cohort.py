@@ -65,13 +65,6 @@ class Cohort:
         if not self.items:
             reasons = "; ".join(f"{s.subject}: {s.reason}" for s in self.left_out[:5])
             raise ValueError(f"{self.name}: no scan is left; left out: {reasons or 'none, the table is empty'}")
-        group_of: dict[str, Any] = {}
-        for item in self.items:
-            if group_of.setdefault(item["subject"], item["group"]) != item["group"]:
-                raise ValueError(
-                    f"{self.name}: scans of {item['subject']} are in the groups {group_of[item['subject']]} and "
-                    f"{item['group']}, so some would train and others test: name the patients' column in `group_column`"
-                )
         self._log()
 
     def __len__(self) -> int:

@@ -53,9 +53,16 @@ def split(
     Raises
     ------
     ValueError
-        If there are more folds than groups, `fold` is out of range, a target to stratify by is unknown, or nothing is
-        left to train on.
+        If there are more folds than groups, `fold` is out of range, a target to stratify by is unknown, a subject is in
+        several groups, or nothing is left to train on.
     """
+    group_of: dict[str, Any] = {}
+    for item in cohort.items:
+        if group_of.setdefault(item["subject"], item["group"]) != item["group"]:
+            raise ValueError(
+                f"{cohort.name}: scans of {item['subject']} are in the groups {group_of[item['subject']]} and "
+                f"{item['group']}, so some would train and others test: name the patients' column in `group_column`"
+            )
     groups = np.array([str(item["group"]) for item in cohort.items])
     count = len(np.unique(groups))
     if folds < 1 or not 0 <= fold < folds:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,15 @@ class _OutcomeTableCohort(TableCohort):
             for name in outcome:
                 if not given.get("strata_columns"):
                     item["strata"].pop(name, None)
-            try:
-                item["target"] = np.array([self._code(row) for row in cells], dtype=float)
-            except ValueError as error:
-                self.left_out.append(LeftOut(item["subject"], str(error)))
-                continue
-            item["baseline"] = float(item["target"][0])
-            kept.append(item)
+            codes: dict[int, float] = {}
+            for k, row in enumerate(cells):
+                try:
+                    codes[k] = self._code(row)
+                except ValueError as error:
+                    name = f"{item['subject']} (visit {k + 1} of {len(cells)})" if len(cells) > 1 else item["subject"]
+                    self.left_out.append(LeftOut(name, str(error)))
+            if codes:
+                kept.append(_with_outcomes(item, codes))
         self.items = kept
         self.scaler = TargetScaler("constant", 1.0)
         self.__post_init__()
@@ -56,6 +58,17 @@ class _OutcomeTableCohort(TableCohort):
     def _code(self, row: Sequence[Any]) -> float:
         """The outcome as a number; ValueError says why a scan cannot be used."""
         raise NotImplementedError
+
+
+def _with_outcomes(item: dict[str, Any], codes: Mapping[int, float]) -> dict[str, Any]:
+    """The item with the visits alone whose outcome is known."""
+    target = np.array(list(codes.values()), dtype=float)
+    return item | {
+        "covariates": {name: [cells[k] for k in codes] for name, cells in item["covariates"].items()},
+        "target": target,
+        "baseline": float(target[0]),
+        "visit": item["visit"][list(codes)],
+    }
 
 
 class ClassTableCohort(_OutcomeTableCohort):

@@ -15,6 +15,7 @@ ADVICE = (
     "set `seed`, `fold`, `folds`, `validation_fraction`, `stratify` and the column of groups as in the checkpoint's "
     "training"
 )
+OTHERS = "Where they are other patients with the same names, set `same_cohort` to false"
 
 
 class TrainedOn:
@@ -108,7 +109,8 @@ class TrainedOn:
             if learned := sorted(groups[digest] for digest in set(groups) & known):
                 raise ValueError(
                     f"{name}: the checkpoint was trained on, or chosen by, {len(learned)} of the {len(groups)} groups "
-                    f"of the {split} split, which would be counted as held out; the first is {learned[0]}: {ADVICE}"
+                    f"of the {split} split, which would be counted as held out; the first is {learned[0]}: {ADVICE}. "
+                    f"{OTHERS}"
                 )
         everyone = {digest for items in splits.values() for digest in _digests(items)}
         if self.train and not everyone & {*self.train, *self.validation}:
@@ -118,6 +120,10 @@ class TrainedOn:
             )
         if met := len(set(_digests(splits["test"])) & set(self.pretrained)):
             logger.warning(f"{name}: {met} test groups trained the encoder that this checkpoint was fine-tuned from")
+
+    def learn(self, items: Iterable[Mapping[str, Any]]) -> None:
+        """Take note of further groups that the network is fitted to."""
+        self.train = sorted({*self.train, *_digests(items)})
 
     def include(self, pretrained: Mapping[str, Any], test: Sequence[Mapping[str, Any]]) -> int:
         """Take note of whom a pretrained encoder had learned from; returns how many groups of ``test`` are among them.

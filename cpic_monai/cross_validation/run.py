@@ -26,7 +26,7 @@ __all__ = ["CrossValidation"]
 logger = logging.getLogger(__name__)
 #: What makes the splits; the same for every method, or they could not be compared.
 SPLIT_KEYS = ("fold", "folds", "seed", "stratify", "validation_fraction")
-OWN_KEYS = ("output_dir", "tracking_uri", "experiment_name", "run_name")
+OWN_KEYS = ("output_dir", "models_dir", "eval_dir", "ckpt_path", "tracking_uri", "experiment_name", "run_name")
 
 
 class CrossValidation:

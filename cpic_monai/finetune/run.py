@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from monai.handlers import MLFlowHandler
 from torch import Tensor
 
 from cpic_monai.cohorts import ItemEncoder, Splits
+from cpic_monai.cohorts.trained_on import OTHERS
 from cpic_monai.distributed import broadcast_module, gather_objects, rank
 from cpic_monai.evaluation import Evaluation
 from cpic_monai.export import read_checkpoint
@@ -77,6 +79,8 @@ class FineTuning:
         not make.
     fits_on_validation
         Whether basis and head of the result will be fitted once more, which ``refit: head`` does not want.
+    same_cohort
+        False: patients are others than those that the checkpoint learned from, even where names are the same.
 
     Raises
     ------
@@ -110,6 +114,7 @@ class FineTuning:
         tracker: MLFlowHandler | None = None,
         calibrates_left_out: bool = False,
         fits_on_validation: bool = False,
+        same_cohort: bool = True,
     ) -> None:
         for key, value, known in (("freeze", freeze, FREEZE), ("refit", refit, REFIT)):
             if value not in known:
@@ -133,7 +138,8 @@ class FineTuning:
         self.pretrained, self.network, self.freeze, self.refit, self.fit = pretrained, network, freeze, refit, fit
         self.scans, self.select_scans, self.seed = scans, select_scans, seed
         self.draws, self.tolerance = draws, tolerance
-        self.known = 0  # test groups that the pretrained encoder had learned from
+        self.same_cohort = same_cohort
+        self.known: int | None = None  # test groups that the pretrained encoder had learned from, if that is known
         self.splits, self.evaluation, self.validator, self.key_metric = splits, evaluation, validator, key_metric
         self.checkpoint, self.objects = Path(checkpoint), objects
         self.trainer, self.tracker = trainer, tracker
@@ -168,6 +174,12 @@ class FineTuning:
             metrics = gather_objects(before.run())[0]
             if "validation" in metrics:
                 best = metrics["validation"][self.key_metric]
+                if math.isnan(best):
+                    raise ValueError(
+                        f"the key metric {self.key_metric} is NaN on the validation split, so no epoch could be "
+                        "better: raise `validation_fraction` (a split without an event or with one class has none), "
+                        "or set `freeze` to encoder"
+                    )
                 vars(self.validator.state).update(best_metric=best, best_metric_epoch=0)
         elif self.tracker is not None:
             self.tracker.start(self.trainer)
@@ -177,12 +189,20 @@ class FineTuning:
         """Copy what fits; returns what became of every part."""
         found = read_checkpoint(self.pretrained or "")
         state, source = found["model"], str(self.pretrained)
-        if (before := found.get("trained_on")) is not None:
+        before = found.get("trained_on")
+        if not self.same_cohort:
+            self.known = 0
+        elif before is None:
+            logger.warning(
+                f"{source} does not say whom it learned from: some may be among those held out for testing now"
+            )
+        else:
             self.known = self.objects["trained_on"].include(before, self.splits.test)
             if self.known:
                 logger.warning(
                     f"{source}: its encoder had learned from {self.known} of the patients that are held out for "
-                    "testing now: errors on them will look smaller than on new patients"
+                    "testing now: errors on them will look smaller than on new patients. "
+                    f"{OTHERS}"
                 )
         parts = take_encoder(self.network, state, source)
         lost = [str(part) for part in parts if part.action != "taken"]

@@ -18,6 +18,7 @@ from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
 from cpic_monai.batches import collate_visits
+from cpic_monai.cohorts.trained_on import TrainedOn
 from cpic_monai.engines import Recipe
 from cpic_monai.handlers import FitBasisAndHead
 from cpic_monai.handlers.checkpoint import save_atomically
@@ -161,6 +162,10 @@ def fine_tune(bundle: LabelBundle, items: Sequence[Mapping[str, Any]], how: Fine
         "calibration": "dropped" if calibrated else "none",
     }
     state = {"model": network.state_dict(), "encoder": bundle.encoder.state_dict(), "finetuned": stats}
+    if "trained_on" in pretrained:  # a packed bundle has no such record
+        record = TrainedOn.of(pretrained["trained_on"])
+        record.learn(items)
+        state["trained_on"] = record.state_dict()
     save_atomically(state, bundle.checkpoint)
     write_text_atomically(bundle.checkpoint.with_name("finetuned.json"), json.dumps(stats, indent=2) + "\n")
     bundle.refresh()
@@ -184,7 +189,7 @@ def _keep_pretrained(checkpoint: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{kept} is missing: {checkpoint.name} is fine-tuned, and its start cannot be found")
     else:
         state = torch.load(kept, map_location="cpu", weights_only=True)
-    return {"model": state.get("model", state)}
+    return state if "model" in state else {"model": state}
 
 
 @torch.no_grad()

@@ -125,7 +125,8 @@ class TensorRegressionLayer(nn.Module):
         wanted = tuple(rank)
         if pooled and any(r != 1 for r in wanted[1:-1]):
             raise ValueError(f"a linear layer behind average pooling has spatial ranks of 1, found rank {wanted}")
-        layer = cls(input_shape, linear.out_features, wanted, bias=linear.bias is not None, **settings)  # type: ignore[arg-type]
+        given = {"bias": linear.bias is not None} | settings
+        layer = cls(input_shape, linear.out_features, wanted, **given)  # type: ignore[arg-type]
         core, factors = tucker(linear.weight.T.reshape(*shape, linear.out_features), wanted)
         for k, factor in enumerate(factors):
             size = layer.factors[k].shape[0]
@@ -136,7 +137,7 @@ class TensorRegressionLayer(nn.Module):
             core = mode_product(core, torch.diag(length), k)
         layer.core.copy_(core)
         if layer.bias is not None:
-            layer.bias.copy_(linear.bias)
+            layer.bias.copy_(torch.zeros_like(layer.bias) if linear.bias is None else linear.bias)
         return layer
 
     def _factor(self, k: int) -> Tensor:

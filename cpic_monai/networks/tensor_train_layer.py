@@ -97,7 +97,8 @@ class TensorTrainRegressionLayer(nn.Module):
             If the linear layer takes neither.
         """
         shape, _ = linear_modes(linear, input_shape)
-        layer = cls(input_shape, linear.out_features, rank, bias=linear.bias is not None, **settings)
+        given = {"bias": linear.bias is not None} | settings
+        layer = cls(input_shape, linear.out_features, rank, **given)  # type: ignore[arg-type]
         weight = linear.weight.detach().double().T.reshape(1, *shape, linear.out_features, 1)
         for own, found in zip(layer.cores, tt_svd(weight, rank).cores, strict=True):
             core = found[0] * (found.shape[2] / own.shape[1])
@@ -106,7 +107,7 @@ class TensorTrainRegressionLayer(nn.Module):
             own[r:] = 0
             own[:r, :, :s] = core[:r, :, :s].to(own).expand(-1, own.shape[1], -1)
         if layer.bias is not None:
-            layer.bias.copy_(linear.bias)
+            layer.bias.copy_(torch.zeros_like(layer.bias) if linear.bias is None else linear.bias)
         return layer
 
     def extra_repr(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver, verify_net_in_out
 
 from tests.bundle.conftest import ROOT, SMALL
 
@@ -45,6 +45,22 @@ def test_macros_find_their_source(name, bundle_folder):
             assert train.get(value.split("::", 1)[1], default="nothing") != "nothing", value
 
     walk(config)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_expressions_are_python_once_monai_has_put_its_references_in(name):
+    """MONAI puts ``__local_refs['key']`` in for ``@key``, which closes a text in single quotes that holds it."""
+
+    def walk(value):
+        if isinstance(value, dict | list):
+            for part in value.values() if isinstance(value, dict) else value:
+                walk(part)
+        elif isinstance(value, str) and value.startswith("$"):
+            names = dict.fromkeys(ReferenceResolver.match_refs_pattern(value), 0)
+            code = ReferenceResolver.update_refs_pattern(value, names)[1:]
+            compile(code, f"{name}: {value}", "exec" if code.startswith("import ") else "eval")
+
+    walk({key: value for key, value in json.loads((ROOT / "configs" / name).read_text()).items() if key != "_about_"})
 
 
 def test_training_workflow_has_monais_properties(bundle_folder, phantom, tmp_path):

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from cpic_monai.evaluation import Evaluation
 from cpic_monai.finetune import FineTuning, MismatchError, take_encoder, take_voxels_and_basis
 from cpic_monai.networks import CPICNet
 from tests.bundle.conftest import SMALL, run_config
@@ -116,6 +117,34 @@ def test_encoder_goes_on_learning_and_is_compared_with_the_closed_form(bundle_fo
     fine_tune(table, trained, tmp_path, **{**overrides, "max_epochs": 2, "resume": True})
     assert torch.load(tmp_path / "models" / "last.pt", weights_only=True)["epoch"] == 2
     assert (tmp_path / "eval" / "transfer.json").stat().st_mtime_ns == stamp
+
+
+def test_a_start_that_no_epoch_could_beat_is_refused(bundle_folder, table, trained, tmp_path, monkeypatch):
+    """NaN, as of a survival split without an event: every epoch would be compared with it, and thrown away."""
+    run = Evaluation.run
+
+    def without(self):
+        metrics = run(self)
+        metrics["validation"]["rmse"] = float("nan")
+        return metrics
+
+    monkeypatch.setattr(Evaluation, "run", without)
+    with pytest.raises((RuntimeError, ValueError)) as raised:
+        fine_tune(table, trained, tmp_path, freeze="none", max_epochs=1, passes=1)
+    assert "the key metric rmse is NaN on the validation split" in f"{raised.value} {raised.value.__cause__}"
+    assert not (tmp_path / "models" / "last.pt").exists(), "no epoch was run"
+
+
+def test_a_start_that_does_not_say_whom_it_knows_is_not_taken_for_one_that_knows_nobody(
+    bundle_folder, table, trained, tmp_path
+):
+    state = torch.load(trained / "models" / "model.pt", weights_only=True)
+    del state["trained_on"]
+    torch.save(state, tmp_path / "former.pt")
+    facts = fine_tune(table, trained, tmp_path / "out", pretrained=str(tmp_path / "former.pt"))
+    assert facts["test_groups_known_to_the_encoder"] is None
+    facts = fine_tune(table, trained, tmp_path / "other", pretrained=str(tmp_path / "former.pt"), same_cohort=False)
+    assert facts["test_groups_known_to_the_encoder"] == 0
 
 
 def test_a_frozen_encoder_learns_from_the_validation_scans_too(bundle_folder, table, trained, tmp_path):

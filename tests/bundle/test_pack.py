@@ -212,3 +212,19 @@ def test_a_checkpoint_of_another_cohort_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"template.nii.gz: the checkpoint was trained with configs/align.json"):
         pack_bundle.pack(tmp_path / "model.pt", None, {}, tmp_path / "dist")
     assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.parametrize("alignment", [[], ["a transform"]])
+def test_the_runs_report_says_whether_scans_were_aligned(tmp_path, alignment) -> None:
+    """A template may lie elsewhere, and one that a former run left says nothing of this one."""
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"provenance": {"config": {"alignment": alignment}}}))
+    (tmp_path / "template.nii.gz").touch()
+    found = pack_bundle.aligned(tmp_path / "model.pt", tmp_path / "metrics.json")
+    assert found == (report if alignment else None)
+    assert pack_bundle.aligned(tmp_path / "model.pt", None) == tmp_path / "template.nii.gz"
+
+
+def test_what_weights_were_fitted_to_is_written_out() -> None:
+    configs = pack_bundle.packed_configs(ROOT / "configs", {"fit_on_validation": True})
+    assert configs["evaluate.json"]["fit_on_validation"] is True

@@ -104,7 +104,9 @@ def test_columns_that_the_network_knows_must_be_in_the_table(tmp_path):
     _save(tmp_path / "p1.nii.gz")
     given = {"subject_column": "Patient", "visit_column": "Weeks"}
     (tmp_path / "v.csv").write_text("Patient,AGE\np1,70\n")
-    with pytest.raises(ValueError, match=r"v.csv.*columns \['Age'\] are missing; found \['Patient', 'AGE'\]"):
+    with pytest.raises(
+        ValueError, match=r"v.csv.*columns \['Age'\] are missing; found \['Patient', 'AGE'\].*`visit_column`"
+    ):
         ScanCohort(tmp_path / "p1.nii.gz", _encoder(), tmp_path / "v.csv", **given)
     (tmp_path / "v.csv").write_text("Patient, Age\np1, 70\n")
     cohort = ScanCohort(tmp_path / "p1.nii.gz", _encoder(), tmp_path / "v.csv", **given)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cpic_monai.cohorts import TableCohort, load_splits, prepare
+from cpic_monai.cohorts import TableCohort, load_splits, prepare, split
 
 
 def layout(folder: Path, table: str, scans: str = "abcd", name: str = "cohort.csv") -> Path:
@@ -93,11 +93,6 @@ def test_channels_and_groups(tmp_path: Path) -> None:
         (TABLE, {"target_column": ""}, "target_column must name the outcome"),
         (TABLE, {"image_column": ""}, "image_column must name"),
         (TABLE, {"tabular_columns": ["score"]}, "score is the outcome: take it out of tabular_columns"),
-        (
-            "id,image,score,who\n1,scans/a.nii,3,P\n2,scans/b.nii,4,P\n",
-            {"subject_column": "who"},
-            "scans of P are in the groups 1 and 2, so some would train and others test",
-        ),
         ("image,y\nscans/a.nii,\n", {"target_column": "y"}, "no scan is left.*no target"),
         ("id,image,score\n1,scans/a.nii,3\n2,scans/a.nii,4\n", {}, r"lines \[2, 3\].*in groups \['1', '2'\]"),
         (
@@ -135,3 +130,12 @@ def test_ixi() -> None:
     expected = frame.set_index("subject_id")["age_years"].loc[[i["subject"] for i in splits.test]]
     np.testing.assert_allclose(ages, expected, rtol=1e-5)
     assert Path(splits.test[0]["image"]).is_file()
+
+
+def test_scans_of_one_subject_in_several_groups_are_not_split(tmp_path: Path) -> None:
+    """They are read nevertheless: predictions need no groups."""
+    path = layout(tmp_path, "id,image,score,who\n1,scans/a.nii,3,P\n2,scans/b.nii,4,P\n")
+    cohort = TableCohort(path, target_column="score", subject_column="who", group_column="id")
+    assert [item["subject"] for item in cohort.items] == ["P", "P"]
+    with pytest.raises(ValueError, match="scans of P are in the groups 1 and 2, so some would train and others test"):
+        split(cohort, folds=2)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cpic_monai.cohorts.trained_on import TrainedOn
 from cpic_monai.label import FineTuning, LabelBundle, RequestError, fine_tune
 from cpic_monai.label.finetune import last_fine_tuning
 from tests.label.conftest import outcome
@@ -51,6 +52,17 @@ def test_it_starts_from_the_first_weights_each_time(bundle, scans):
     twice = fine_tune(bundle, submitted(bundle, scans), FineTuning(refit="head"))
     assert (twice["loss_before"], twice["loss_after"]) == (once["loss_before"], once["loss_after"])
     assert median(bundle, scans[0]) == first
+
+
+def test_whom_the_network_knows_is_kept_and_grows(bundle, scans):
+    state = torch.load(bundle.checkpoint, weights_only=True)
+    state = state if "model" in state else {"model": state, "encoder": bundle.encoder.state_dict()}
+    splits = [[{"group": "before"}], [{"group": "chose"}]]
+    torch.save(state | {"trained_on": TrainedOn(*splits).state_dict()}, bundle.checkpoint)
+    items = submitted(bundle, scans)
+    fine_tune(bundle, items)
+    kept = torch.load(bundle.checkpoint, weights_only=True)["trained_on"]
+    assert kept == TrainedOn([*splits[0], *items], splits[1]).state_dict()
 
 
 def test_new_weights_from_elsewhere_become_the_start(bundle, scans):

@@ -74,6 +74,18 @@ def test_new_layers_keep_the_scale_of_a_linear_layer(kind: Any) -> None:
     assert float(found) == pytest.approx(float(linear.square().mean().sqrt()), rel=0.3)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_layer_that_starts_as_a_linear_one_has_the_bias_that_is_asked_for(kept: bool) -> None:
+    linear = nn.Linear(144, OUTPUTS, bias=not kept)
+    for layer in (
+        TensorRegressionLayer.from_linear(linear, SHAPE, (*SHAPE, OUTPUTS), bias=kept),
+        TensorTrainRegressionLayer.from_linear(linear, SHAPE, 144, bias=kept),
+    ):
+        assert (layer.bias is not None) == kept
+        if layer.bias is not None:
+            assert not layer.bias.any()
+
+
 def test_full_rank_starts_from_a_linear_layer_exactly() -> None:
     linear, x = nn.Linear(144, OUTPUTS), activation()
     full = TensorRegressionLayer.from_linear(linear, SHAPE, (*SHAPE, OUTPUTS))
