@@ -64,6 +64,25 @@ def test_reconstructs_held_out_images_better_than_their_mean(bundle_folder, tabl
     assert run.data.metrics["test_psnr_rank_8"] == pytest.approx(metrics["test"]["psnr_rank_8"])
 
 
+def test_volumes_are_reconstructed_too(bundle_folder, tmp_path) -> None:
+    """Patches of three axes, at two ranks; and PSNR is above that of the constant prediction after a few steps."""
+    generator = np.random.default_rng(0)
+    z, y, x = np.mgrid[:8, :16, :16]
+    for k in range(12):
+        middle = generator.uniform((3, 5, 5), (5, 11, 11))
+        ball = (z - middle[0]) ** 2 + (y - middle[1]) ** 2 + (x - middle[2]) ** 2 < 12
+        nibabel.save(nibabel.Nifti1Image(np.where(ball, 1.0, 0.2).astype(np.float32), np.eye(4)), tmp_path / f"{k}.nii")
+    frame = pd.DataFrame({"image": [f"{k}.nii" for k in range(12)], "number": np.arange(12.0)})
+    frame.to_csv(tmp_path / "balls.csv", index=False)
+    settings = {**SHORT, "spatial_shape": [8, 16, 16], "ranks": [2, 8], "batch_size": 4, "loading#1#axcodes": "RAS"}
+    settings["intensity"] = [{"_target_": "cpic_monai.transforms.ScaleRange", "a_min": 0.0, "a_max": 1.0}]
+    settings |= {"cohort_csv": str(tmp_path / "balls.csv"), "target_column": "number", "output_dir": str(tmp_path)}
+    run_config("training", ["train", "table", "autoencoder"], **settings)
+    test = json.loads((tmp_path / "eval" / "metrics.json").read_text())["test"]
+    assert test["psnr_rank_8"] > test["psnr_constant"]
+    assert np.isfinite(test["psnr_rank_2"])
+
+
 def test_the_handlers_left_out_are_those_of_the_head(bundle_folder) -> None:
     """The overlay names the trainer's handlers by their place in train.json."""
     parser = ConfigParser(ConfigParser.load_config_file("configs/train.json"))
