@@ -94,12 +94,12 @@ def test_other_splits_than_the_checkpoints_are_refused(bundle_folder, trained, p
     words = f"{raised.value} {raised.value.__cause__}"
     assert "groups of the test split, which would be counted as held out" in words
     assert "other patients with the same names, set `same_cohort` to false" in words
+    assert not (tmp_path / "eval").exists()
     run_config(
         "evaluating", "evaluate", **settings, ckpt_path=str(trained / "models" / "model.pt"), seed=1,
         output_dir=str(tmp_path), same_cohort=False,
     )  # fmt: skip
     assert np.isfinite(scores(tmp_path / "eval")["test"]["mlll"])
-    assert not (tmp_path / "eval").exists()
 
 
 def test_ct_in_a_table_is_read_as_hounsfield_units(bundle_folder):
