@@ -13,7 +13,7 @@ from cpic_monai.cohorts.tabular import is_missing
 __all__ = ["first_non_number", "read_table", "to_numbers"]
 
 
-def read_table(path: Path, required: Sequence[str], text: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(path: Path, required: Sequence[str], text: Sequence[str] = (), hint: str = "") -> pd.DataFrame:
     """Read a CSV (or, by its suffix, TSV) whose index is the row of the file, the header being line 1.
 
     Parameters
@@ -24,6 +24,8 @@ def read_table(path: Path, required: Sequence[str], text: Sequence[str] = ()) ->
         Columns that must be there.
     text
         Columns kept as text, so that an identifier ``007`` stays one.
+    hint
+        What to do where columns are missing, for the message.
 
     Raises
     ------
@@ -44,7 +46,7 @@ def read_table(path: Path, required: Sequence[str], text: Sequence[str] = ()) ->
     frame.columns = [str(name).strip() for name in frame.columns]
     missing = [name for name in required if name not in frame.columns]
     if missing:
-        raise ValueError(f"{path}: columns {missing} are missing; found {list(frame.columns)}")
+        raise ValueError(f"{path}: columns {missing} are missing; found {list(frame.columns)}{hint}")
     frame.index = pd.RangeIndex(2, len(frame) + 2, name="line")
     return frame
 

@@ -154,13 +154,10 @@ class ScanCohort(Cohort):
 
 def _read_values(path: str | Path, subject_column: str, wanted: Sequence[str]) -> dict[str, pd.DataFrame]:
     """Rows by scan of ``values_csv``, which must have what the network was trained on."""
-    try:
-        frame = read_table(Path(path).expanduser(), [subject_column, *wanted], [subject_column])
-    except ValueError as error:
-        hint = (
-            f"the network was trained on {', '.join(wanted)}: if one is the time of visits, name it in `visit_column`"
-        )
-        raise ValueError(f"{error}; {hint}") from error
+    hint = f"; the network was trained on {', '.join(wanted)}: if one is the time of visits, name it in `visit_column`"
+    frame = read_table(
+        Path(path).expanduser(), [subject_column, *wanted], [subject_column], hint=hint if wanted else ""
+    )
     return {str(name): rows for name, rows in frame.groupby(subject_column)}
 
 

@@ -109,8 +109,8 @@ class TrainedOn:
             if learned := sorted(groups[digest] for digest in set(groups) & known):
                 raise ValueError(
                     f"{name}: the checkpoint was trained on, or chosen by, {len(learned)} of the {len(groups)} groups "
-                    f"of the {split} split, which would be counted as held out; the first is {learned[0]}: {ADVICE}. "
-                    f"{OTHERS}"
+                    f"of the {split} split, which would be counted as held out; the first is {learned[0]}: "
+                    f"{ADVICE}. {OTHERS}"
                 )
         everyone = {digest for items in splits.values() for digest in _digests(items)}
         if self.train and not everyone & {*self.train, *self.validation}:

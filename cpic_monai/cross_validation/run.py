@@ -26,7 +26,9 @@ __all__ = ["CrossValidation"]
 logger = logging.getLogger(__name__)
 #: What makes the splits; the same for every method, or they could not be compared.
 SPLIT_KEYS = ("fold", "folds", "seed", "stratify", "validation_fraction")
-OWN_KEYS = ("output_dir", "models_dir", "eval_dir", "ckpt_path", "tracking_uri", "experiment_name", "run_name")
+OWN_KEYS = ("output_dir", "tracking_uri", "experiment_name", "run_name")
+#: What lies in the folder of each fold.
+FOLD_KEYS = ("models_dir", "eval_dir", "ckpt_path")
 
 
 class CrossValidation:
@@ -93,9 +95,7 @@ class CrossValidation:
         self.folds, self.tracking = folds, (tracking_uri, experiment_name, run_name)
         self.splits = {"folds": folds, "seed": seed, "stratify": stratify, "validation_fraction": validation_fraction}
         shared = {**(overrides or {}), **self.splits}
-        taken = {key: value for key, value in (overrides or {}).items() if key in (*SPLIT_KEYS, *OWN_KEYS)}
-        if taken:
-            raise ValueError(f"overrides set {taken}; set these as keys of the cross-validation itself")
+        _check_overrides("overrides set", overrides, "; set these as keys of the cross-validation itself")
         if phantom_dir is not None:
             shared.setdefault("phantom_dir", phantom_dir)
         self.runs: dict[str, list[FoldRun]] = {}
@@ -197,6 +197,18 @@ def _check_method(name: str, given: Mapping[str, Any]) -> None:
     unknown = set(given) - {"config_files", "overrides"}
     if unknown:
         raise ValueError(f"method {name!r} has {sorted(unknown)}; it may have config_files and overrides")
-    taken = {key: value for key, value in (given.get("overrides") or {}).items() if key in (*SPLIT_KEYS, *OWN_KEYS)}
+    advice = ", which must be the same for all methods: set it for all"
+    _check_overrides(f"method {name!r} sets", given.get("overrides"), advice)
+
+
+def _check_overrides(who: str, overrides: Mapping[str, Any] | None, advice: str) -> None:
+    """Check that overrides leave alone what is not theirs to set; a ValueError says what ``who`` does, and advises."""
+    given = overrides or {}
+    shared = {key: value for key, value in given.items() if key in FOLD_KEYS}
+    if shared:
+        raise ValueError(
+            f"{who} {shared}: folds would overwrite each other there; leave it out, each has its own folder"
+        )
+    taken = {key: value for key, value in given.items() if key in (*SPLIT_KEYS, *OWN_KEYS)}
     if taken:
-        raise ValueError(f"method {name!r} sets {taken}, which must be the same for all methods: set it for all")
+        raise ValueError(f"{who} {taken}{advice}")

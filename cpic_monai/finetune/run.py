@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from cpic_monai.evaluation import Evaluation
 from cpic_monai.export import read_checkpoint
 from cpic_monai.finetune.weights import MismatchError, Part, differences, take_encoder, take_voxels_and_basis
 from cpic_monai.handlers import FitBasisAndHead
-from cpic_monai.handlers.checkpoint import save_together
+from cpic_monai.handlers.checkpoint import check_key_metric, save_together
 from cpic_monai.handlers.fit import HeadSchedule, collect_trains, fit_head
 from cpic_monai.handlers.select import select_index_sets
 from cpic_monai.networks import CPICNet
@@ -174,12 +173,7 @@ class FineTuning:
             metrics = gather_objects(before.run())[0]
             if "validation" in metrics:
                 best = metrics["validation"][self.key_metric]
-                if math.isnan(best):
-                    raise ValueError(
-                        f"the key metric {self.key_metric} is NaN on the validation split, so no epoch could be "
-                        "better: raise `validation_fraction` (a split without an event or with one class has none), "
-                        "or set `freeze` to encoder"
-                    )
+                check_key_metric(best, f"{self.pretrained}, re-fitted: the key metric {self.key_metric}")
                 vars(self.validator.state).update(best_metric=best, best_metric_epoch=0)
         elif self.tracker is not None:
             self.tracker.start(self.trainer)
@@ -201,8 +195,7 @@ class FineTuning:
             if self.known:
                 logger.warning(
                     f"{source}: its encoder had learned from {self.known} of the patients that are held out for "
-                    "testing now: errors on them will look smaller than on new patients. "
-                    f"{OTHERS}"
+                    f"testing now: errors on them will look smaller than on new patients. {OTHERS}"
                 )
         parts = take_encoder(self.network, state, source)
         lost = [str(part) for part in parts if part.action != "taken"]

@@ -59,6 +59,15 @@ def load_best(path: str | Path, objects: Mapping[str, Any], device: str | torch.
     objects["model"].load_state_dict(state["model"])
 
 
+def check_key_metric(value: float, name: str) -> None:
+    """Check that epochs can be compared with this one; a ValueError says that the metric of this name is NaN."""
+    if math.isnan(value):
+        raise ValueError(
+            f"{name} is NaN on the validation split, so no epoch can be the best: the split may lack a class, an event "
+            "or a second row. Raise `validation_fraction`, or choose another `key_metric`"
+        )
+
+
 class BestCheckpoint:
     """Save the network when an evaluator's key metric is its best so far.
 
@@ -92,12 +101,7 @@ class BestCheckpoint:
         if getattr(engine.state, "best_metric_epoch", -1) != engine.state.epoch:
             return
         best = float(getattr(engine.state, "best_metric", math.nan))
-        if math.isnan(best):
-            raise ValueError(
-                f"epoch {engine.state.epoch}: config key `key_metric` is NaN on the validation split, so no epoch can "
-                "be the best: the split may lack a class, an event or a second row. Raise `validation_fraction`, or "
-                "choose another `key_metric`"
-            )
+        check_key_metric(best, f"epoch {engine.state.epoch}: config key `key_metric`")
         save_together(self.objects, self.path)
         logger.info(f"epoch {engine.state.epoch}: best key metric so far, {best:.4f}; saved {self.path.name}")
 

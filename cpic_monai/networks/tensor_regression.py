@@ -125,8 +125,8 @@ class TensorRegressionLayer(nn.Module):
         wanted = tuple(rank)
         if pooled and any(r != 1 for r in wanted[1:-1]):
             raise ValueError(f"a linear layer behind average pooling has spatial ranks of 1, found rank {wanted}")
-        given = {"bias": linear.bias is not None} | settings
-        layer = cls(input_shape, linear.out_features, wanted, **given)  # type: ignore[arg-type]
+        settings.setdefault("bias", linear.bias is not None)
+        layer = cls(input_shape, linear.out_features, wanted, **settings)  # type: ignore[arg-type]
         core, factors = tucker(linear.weight.T.reshape(*shape, linear.out_features), wanted)
         for k, factor in enumerate(factors):
             size = layer.factors[k].shape[0]
@@ -136,8 +136,7 @@ class TensorRegressionLayer(nn.Module):
             layer.factors[k].copy_(factor / length)
             core = mode_product(core, torch.diag(length), k)
         layer.core.copy_(core)
-        if layer.bias is not None:
-            layer.bias.copy_(torch.zeros_like(layer.bias) if linear.bias is None else linear.bias)
+        take_bias(layer.bias, linear)
         return layer
 
     def _factor(self, k: int) -> Tensor:
@@ -166,6 +165,12 @@ def linear_modes(linear: nn.Linear, input_shape: Sequence[int]) -> tuple[tuple[i
         f"a linear layer of {linear.in_features} inputs cannot start a layer for activations {shape}: it must take all "
         f"{math.prod(shape)} values, or the {shape[0]} channels left by average pooling"
     )
+
+
+def take_bias(bias: Tensor | None, linear: nn.Linear) -> None:
+    """Start a layer's bias, if it has one, as that of a linear layer; zero where that has none."""
+    if bias is not None:
+        bias.copy_(torch.zeros_like(bias) if linear.bias is None else linear.bias)
 
 
 def tucker(tensor: Tensor, rank: Sequence[int], sweeps: int = 20) -> tuple[Tensor, list[Tensor]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cpic_monai.networks.tensor_contraction import check_activation
 from cpic_monai.networks.tensor_dropout import TensorDropout
-from cpic_monai.networks.tensor_regression import linear_modes
+from cpic_monai.networks.tensor_regression import linear_modes, take_bias
 from cpic_monai.tensor_train import tt_svd
 
 
@@ -97,8 +97,8 @@ class TensorTrainRegressionLayer(nn.Module):
             If the linear layer takes neither.
         """
         shape, _ = linear_modes(linear, input_shape)
-        given = {"bias": linear.bias is not None} | settings
-        layer = cls(input_shape, linear.out_features, rank, **given)  # type: ignore[arg-type]
+        settings.setdefault("bias", linear.bias is not None)
+        layer = cls(input_shape, linear.out_features, rank, **settings)  # type: ignore[arg-type]
         weight = linear.weight.detach().double().T.reshape(1, *shape, linear.out_features, 1)
         for own, found in zip(layer.cores, tt_svd(weight, rank).cores, strict=True):
             core = found[0] * (found.shape[2] / own.shape[1])
@@ -106,8 +106,7 @@ class TensorTrainRegressionLayer(nn.Module):
             # Bonds that pooling leaves unused start at zero on their right side alone, so that they can still learn.
             own[r:] = 0
             own[:r, :, :s] = core[:r, :, :s].to(own).expand(-1, own.shape[1], -1)
-        if layer.bias is not None:
-            layer.bias.copy_(torch.zeros_like(layer.bias) if linear.bias is None else linear.bias)
+        take_bias(layer.bias, linear)
         return layer
 
     def extra_repr(self) -> str:

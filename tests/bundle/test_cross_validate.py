@@ -139,6 +139,10 @@ def test_what_all_methods_share_cannot_be_set_by_one(bundle_folder, tmp_path):
         validation(tmp_path, methods={"a": {}, "b": {"overrides": {"seed": 3}}})
     with pytest.raises(ValueError, match=r"overrides set {'fold': 1}"):
         validation(tmp_path, overrides={"fold": 1})
+    with pytest.raises(ValueError, match=r"overrides set {'models_dir': 'x'}: folds would overwrite each other there"):
+        validation(tmp_path, overrides={"models_dir": "x"})
+    with pytest.raises(ValueError, match=r"method 'a' sets {'ckpt_path': 'x'}: folds would overwrite each other there"):
+        validation(tmp_path, methods={"a": {"overrides": {"ckpt_path": "x"}}})
     with pytest.raises(ValueError, match=r"method 'a/b': a name of letters"):
         validation(tmp_path, methods={"a/b": {}})
     with pytest.raises(ValueError, match=r"method 'a' has \['config_file'\]"):
