@@ -18,6 +18,7 @@ from ignite.engine import Events
 from monai.engines import Evaluator
 from torch import Tensor, nn
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.attribution import explain, shared_reference
 from cpic_monai.batches import ToUnits, collate_visits
 from cpic_monai.distributed import gather_objects, rank
@@ -34,7 +35,6 @@ from cpic_monai.report import (
     write_predictions,
     write_report,
 )
-from cpic_monai.report.atomic import write_text_atomically
 from cpic_monai.report.cohort_facts import cohort_facts, write_left_out
 from cpic_monai.report.trajectories import subject_errors
 from cpic_monai.report.words import headline_split

@@ -15,12 +15,12 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.attribution import CLASSES, attribution_map, check_visit, explain, label_map, shared_reference
 from cpic_monai.distributed import rank
 from cpic_monai.label.overlay import write_label_map
 from cpic_monai.networks import CPICNet
 from cpic_monai.networks.heads import LogitHead
-from cpic_monai.report.atomic import write_text_atomically
 from cpic_monai.report.summary import plain
 
 __all__ = ["Explanation"]

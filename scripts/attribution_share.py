@@ -28,9 +28,9 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 from tqdm import tqdm
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.attribution import REFERENCES, explain, mean_encoding, shared_reference
 from cpic_monai.networks import CPICNet
-from cpic_monai.report.atomic import write_text_atomically
 from cpic_monai.report.bootstrap import interval, patient_weights
 from cpic_monai.transforms import VirtualScan
 

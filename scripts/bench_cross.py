@@ -30,9 +30,9 @@ from bench_cross_problems import Problem, analytic, encoder, encodings, intensit
 from bench_table import markdown
 from tqdm import tqdm
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.cohorts import write_phantom_cohort
 from cpic_monai.cross import Ridge
-from cpic_monai.report.atomic import write_text_atomically
 
 MODULES = {"tntorch": "tntorch", "teneva": "teneva", "torchTT": "torchtt"}
 KINDS = ("analytic", "phantom", "ixi", "ct", "ixi_intensities")

@@ -31,12 +31,12 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 from sklearn.metrics import mean_absolute_error, r2_score
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.cohorts import TableCohort, prepare
 from cpic_monai.evaluation import Evaluation
 from cpic_monai.export import read_checkpoint
 from cpic_monai.finetune import take_encoder
 from cpic_monai.handlers.select import select_index_sets
-from cpic_monai.report.atomic import write_text_atomically
 from cpic_monai.transforms import fit_transforms
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -132,7 +132,7 @@ def measure_all(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 def save(given: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Rows and what they were measured on, as JSON."""
-    from cpic_monai.report.atomic import write_text_atomically
+    from cpic_monai.atomic import write_text_atomically
 
     versions = {name: version(name) for name in ("torch", "monai", "numpy")}
     machine = {"processor": platform.machine(), "cores": os.cpu_count(), "threads": given.threads, **versions}

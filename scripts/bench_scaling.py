@@ -29,10 +29,10 @@ from bench_table import markdown
 from monai.transforms import Resized
 from tqdm import tqdm
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.cohorts import OsicCohort, write_phantom_cohort
 from cpic_monai.handlers.select import select_index_sets
 from cpic_monai.networks import CPICNet
-from cpic_monai.report.atomic import write_text_atomically
 from cpic_monai.transforms import LazyCompose, LoadVolumed, PercentileScaled, SamplePatchesd, VirtualScand
 from cpic_monai.volumes import ChunkedVolume, write_store
 from cpic_monai.volumes.protocol import VolumeBase

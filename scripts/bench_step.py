@@ -21,9 +21,9 @@ import torch
 from bench_table import markdown
 from torch import Tensor, nn
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.networks import CPICNet, LeaveOneOutRidge, PatchEncoder
 from cpic_monai.networks.basis import mean_inner
-from cpic_monai.report.atomic import write_text_atomically
 
 
 def encoder_flops(encoder: PatchEncoder) -> int:

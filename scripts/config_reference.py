@@ -15,7 +15,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from cpic_monai.report.atomic import write_text_atomically
+from cpic_monai.atomic import write_text_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "bundle" / "docs" / "configuration.md"

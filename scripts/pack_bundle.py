@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser, ckpt_export, run
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.cohorts import ItemEncoder
 from cpic_monai.export import read_checkpoint, strip_sources, write_weights
-from cpic_monai.report.atomic import write_text_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "cpic_fvc_regression"

@@ -24,8 +24,8 @@ from results_join import joined
 from results_page import page, read
 from results_run import run_experiment
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.cross_validation import SettingsChangedError
-from cpic_monai.report.atomic import write_text_atomically
 
 DOCS = ROOT / "bundle" / "docs"
 RESULTS, PAGE, NOTES = "results.json", "results.md", "results_notes.md"

@@ -16,8 +16,8 @@ import torch
 from results_experiment import Experiment
 from tqdm import tqdm
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.cross_validation import CrossValidation, FoldRun, SettingsChangedError
-from cpic_monai.report.atomic import write_text_atomically
 
 logger = logging.getLogger(__name__)
 #: Beside what a fold leaves: on what it ran and how training went, or why it failed.

@@ -15,6 +15,7 @@ from sklearn.model_selection import GroupKFold
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.batches import PrepareVisits
 from cpic_monai.calibration.factors import patient_shares, patients_needed, stretched, width_factors
 from cpic_monai.distributed import broadcast_module, gather_visits, rank
@@ -23,7 +24,6 @@ from cpic_monai.handlers.fit import FitBasisAndHead, HeadSchedule, collect_train
 from cpic_monai.losses import check_quantiles
 from cpic_monai.networks import CPICNet, LeaveOneOutRidge
 from cpic_monai.networks.heads import LogitHead
-from cpic_monai.report.atomic import write_text_atomically
 
 logger = logging.getLogger(__name__)
 SOURCES = ("validation", "train_leave_one_out")

@@ -13,7 +13,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from cpic_monai.report.atomic import write_text_atomically
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.report.comparison import settings_that_differ
 from cpic_monai.report.provenance import OUTPUTS
 

@@ -11,10 +11,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.cross_validation.results import MethodResult
 from cpic_monai.cross_validation.splits import TEST
 from cpic_monai.report import words, write_metrics, write_predictions, write_report
-from cpic_monai.report.atomic import write_text_atomically
 from cpic_monai.report.export import render
 from cpic_monai.report.style import ACCENT, INK, MUTED, RC, Picture, canvas, number, svg
 from cpic_monai.report.summary import plain

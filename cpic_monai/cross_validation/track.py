@@ -15,7 +15,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from monai.handlers import MLFlowHandler
 
-from cpic_monai.report.atomic import write_text_atomically
+from cpic_monai.atomic import write_text_atomically
 
 __all__ = ["ParentRun"]
 

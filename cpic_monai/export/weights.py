@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.handlers.checkpoint import save_atomically
-from cpic_monai.report.atomic import write_text_atomically
 
 ENCODING = "encoder.json"
 

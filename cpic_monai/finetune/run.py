@@ -16,6 +16,7 @@ from ignite.engine import Engine
 from monai.handlers import MLFlowHandler
 from torch import Tensor
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.cohorts import ItemEncoder, Splits
 from cpic_monai.cohorts.trained_on import OTHERS
 from cpic_monai.distributed import broadcast_module, gather_objects, rank
@@ -28,7 +29,6 @@ from cpic_monai.handlers.fit import HeadSchedule, collect_trains, fit_head
 from cpic_monai.handlers.select import select_index_sets
 from cpic_monai.networks import CPICNet
 from cpic_monai.report import Evaluated, write_comparison
-from cpic_monai.report.atomic import write_text_atomically
 
 __all__ = ["FineTuning"]
 

@@ -17,6 +17,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.batches import collate_visits
 from cpic_monai.cohorts.trained_on import TrainedOn
 from cpic_monai.engines import Recipe
@@ -27,7 +28,6 @@ from cpic_monai.label.bundle import LabelBundle
 from cpic_monai.label.request import RequestError
 from cpic_monai.losses import PinballLoss
 from cpic_monai.networks import CPICNet, LeaveOneOutRidge
-from cpic_monai.report.atomic import write_text_atomically
 from cpic_monai.tensor_train import TensorTrain
 
 __all__ = ["FineTuning", "fine_tune", "last_fine_tuning"]

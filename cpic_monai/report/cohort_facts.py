@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from cpic_monai.report.atomic import write_text_atomically
+from cpic_monai.atomic import write_text_atomically
 
 __all__ = ["cohort_facts", "write_left_out"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from cpic_monai.report.atomic import replace_folder, write_text_atomically
+from cpic_monai.atomic import replace_folder, write_text_atomically
 from cpic_monai.report.style import Picture, standalone_svg
 from cpic_monai.report.summary import plain
 

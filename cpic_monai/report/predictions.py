@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.losses import check_quantiles
 from cpic_monai.metrics import quantile_columns
-from cpic_monai.report.atomic import write_text_atomically
 
 __all__ = [
     "check_predictions",

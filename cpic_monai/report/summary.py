@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.metrics import quantile_columns, summarise
-from cpic_monai.report.atomic import write_text_atomically
 from cpic_monai.report.bootstrap import metric_differences, metric_intervals
 from cpic_monai.report.predictions import check_predictions, patients_of
 

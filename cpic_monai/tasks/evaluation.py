@@ -15,9 +15,9 @@ import torch
 from ignite.engine import Events
 from monai.engines import Evaluator
 
+from cpic_monai.atomic import write_text_atomically
 from cpic_monai.distributed import gather_objects, rank
 from cpic_monai.report import write_metrics
-from cpic_monai.report.atomic import write_text_atomically
 from cpic_monai.report.cohort_facts import cohort_facts, write_left_out
 from cpic_monai.tasks.task import Task
 

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from cpic_monai.report import check_predictions, predictions_frame, read_predictions, write_predictions
-from cpic_monai.report.atomic import write_text_atomically
 from cpic_monai.report.predictions import strata_columns
 
 
@@ -96,17 +95,3 @@ def test_faults_are_named(osic: pd.DataFrame, tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"other\.csv: expected columns split,subject"):
         read_predictions(tmp_path / "other.csv")
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "metrics.json"
-    write_text_atomically(path, "old")
-
-    def full(*_: object) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space"):
-        write_text_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["metrics.json"]

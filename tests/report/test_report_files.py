@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from cpic_monai.report import constant_baseline, predictions_frame, summarise_splits, write_report
-from cpic_monai.report.atomic import replace_folder
 from cpic_monai.report.export import in_markdown
 from cpic_monai.report.page import PickedScan
 from cpic_monai.report.subgroups import subgroup_scores
@@ -121,15 +120,3 @@ def test_inference_has_markdown_and_json_too(osic: pd.DataFrame, tmp_path: Path)
     assert content["calibration"] == content["worst"] == content["subgroups"] == []
     assert content["metrics"] == {}
     assert "nan" not in (tmp_path / "report.md").read_text().lower()
-
-
-def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    folder = replace_folder(tmp_path / "figures", {"a": b"1", "b": b"2"})
-    replace_folder(folder, {"b": b"3"})
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"b": b"3"}
-    with pytest.raises(OSError, match="missing"):
-        replace_folder(folder, {"missing/x": b""})
-    assert [file.name for file in tmp_path.iterdir()] == ["figures"], "nothing temporary is left"
-    assert (folder / "b").read_bytes() == b"3", "the older folder stays"
-    replace_folder(folder, {})
-    assert list(tmp_path.iterdir()) == []
