@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class TableCohort(Cohort):
     FileNotFoundError
         If the table is missing.
     ValueError
-        If columns are missing, a column of numbers holds text, a scan is in two groups, or no scan is left.
+        If `cohort_csv` is None or no table, columns are missing, a column of numbers holds text, a scan is in two
+        groups, or no scan is left.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class TableCohort(Cohort):
         target_factor: float = 0.1,
         require_target: bool = True,
     ) -> None:
-        path = Path(cohort_csv).expanduser().resolve()
+        if not cohort_csv:
+            raise ValueError("cohort_csv is not set: name the table, as in --cohort_csv study.csv")
+        path = Path(os.path.abspath(Path(cohort_csv).expanduser()))
         images, tabular, categorical = (_names(v) for v in (image_column, tabular_columns, categorical_columns))
         if not images:
             raise ValueError("image_column must name one column of paths or more")
@@ -99,8 +103,8 @@ class TableCohort(Cohort):
         known = target_column in frame.columns
         rows["target"] = to_numbers(frame[target_column]) if known else np.nan
         rows["visit"] = to_numbers(frame[visit_column]) if visit_column else np.nan
-        # Absolute paths: two spellings of one file are one scan.
         rows["image"] = [_paths(path.parent, frame.loc[line, list(images)]) for line in frame.index]
+        rows["file"] = [tuple(map(_file, image)) for image in rows["image"]]
         rows["group"] = frame[group_column] if group_column else None
         left_out: list[LeftOut] = []
         kept = []
@@ -115,10 +119,11 @@ class TableCohort(Cohort):
         rows = rows.loc[kept]
         if not group_column:
             rows["group"] = [_label(path.parent, image) for image in rows["image"]]
-        scans = list(rows.groupby("image", sort=False))
+        scans = list(rows.groupby("file", sort=False))
         shared = pd.Series([part["group"].iloc[0] for _, part in scans], dtype=object).value_counts()
         items = []
-        for image, part in scans:
+        for _, part in scans:
+            image = part["image"].iloc[0]
             groups = part["group"].unique()
             if len(groups) > 1:
                 raise ValueError(
@@ -171,11 +176,16 @@ def _column(path: Path, frame: pd.DataFrame, name: str, categorical: bool) -> Co
 
 def _paths(folder: Path, cells: pd.Series) -> tuple[str, ...]:
     """Absolute paths of a row's images, URLs as they are; an empty one where the cell is empty."""
-    places = ["" if is_missing(cell) else str(cell).strip() for cell in cells]
+    places = ["" if is_missing(cell) else str(cell) for cell in cells]
     return tuple(
-        str((folder / Path(place).expanduser()).resolve()) if place and not names_no_path(place) else place
+        os.path.abspath(folder / Path(place).expanduser()) if place and not names_no_path(place) else place
         for place in places
     )
+
+
+def _file(image: str) -> str:
+    """What tells one file from another however it is spelled. Not to be opened: a link's target may lack the suffix."""
+    return image if names_no_path(image) else os.path.realpath(image)
 
 
 def _label(folder: Path, image: tuple[str, ...]) -> str:

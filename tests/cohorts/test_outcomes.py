@@ -34,3 +34,9 @@ def test_a_visit_without_a_time_is_left_out_alone(tmp_path: Path) -> None:
     cohort = SurvivalTableCohort(path, "time", "event", visit_column="months")
     np.testing.assert_array_equal(np.concatenate([item["target"] for item in cohort.items]), [9.0, -5.0])
     assert [s.subject for s in cohort.left_out] == ["a.nii (visit 2 of 2)", "c.nii"]
+
+
+def test_none_is_a_class(tmp_path: Path) -> None:
+    cohort = ClassTableCohort(layout(tmp_path, "image,grade\na.nii,None\nb.nii,Severe\nc.nii,NA\n"), "grade")
+    assert cohort.classes == ("None", "Severe")
+    assert [(s.subject, s.reason) for s in cohort.left_out] == [("c.nii", "no class")]

@@ -139,3 +139,27 @@ def test_scans_of_one_subject_in_several_groups_are_not_split(tmp_path: Path) ->
     assert [item["subject"] for item in cohort.items] == ["P", "P"]
     with pytest.raises(ValueError, match="scans of P are in the groups 1 and 2, so some would train and others test"):
         split(cohort, folds=2)
+
+
+def test_links_keep_their_names_and_one_file_is_one_scan(tmp_path: Path) -> None:
+    path = layout(tmp_path, "image,target\nlink.nii.gz,1\nscans/../link.nii.gz,2\nscans/a.nii,3\n")
+    (tmp_path / "blob").write_bytes(b"nifti")
+    (tmp_path / "link.nii.gz").symlink_to(tmp_path / "blob")
+    (tmp_path / "elsewhere").symlink_to(tmp_path)
+    cohort = TableCohort(tmp_path / "elsewhere" / path.name)
+    assert [item["subject"] for item in cohort.items] == ["link.nii.gz", "scans/a.nii"]
+    assert [item["image"] for item in cohort.items] == [
+        str(tmp_path / "elsewhere" / name) for name in ("link.nii.gz", "scans/a.nii")
+    ]
+    assert cohort.items[0]["target"].tolist() == [1, 2]
+
+
+def test_a_blank_behind_a_name_makes_no_other_group(tmp_path: Path) -> None:
+    path = layout(tmp_path, "image,target,patient\nscans/a.nii,1,p1\nscans/b.nii ,2,p1 \nscans/c.nii,3,p2\n")
+    cohort = TableCohort(path, group_column="patient")
+    assert [item["group"] for item in cohort.items] == ["p1", "p1", "p2"]
+
+
+def test_a_table_that_was_not_named_is_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"--cohort_csv study\.csv"):
+        TableCohort(None)  # type: ignore[arg-type]
