@@ -101,17 +101,22 @@ class FitBasisAndHead:
         training = self.network.training
         self.network.eval()
         share_index_sets(self.network)
-        trains, rows = collect_trains(self.network, self.loader, self.device)
-        share_index_sets(self.network)
-        if self.schedule is None:
-            features = self.network.basis.fit(trains)
-        else:
-            features = self._supervised(trains, rows)
-            loss = fit_head(self.network.head, features, rows, self.loss_function, self.schedule, self.seed)
-            logger.info(f"basis of {len(features)} scans, head fitted to a loss of {loss:.4f}")
+        # Weights that learn by their gradient have nothing to be fitted to: no pass over the scans for them.
+        if self.schedule is not None or not self.network.basis.learned:
+            self._fit()
+            share_index_sets(self.network)
         # Equal by construction; bit for bit also where processes compute on unlike hardware.
         broadcast_module(self.network)
         self.network.train(training)
+
+    def _fit(self) -> None:
+        trains, rows = collect_trains(self.network, self.loader, self.device)
+        if self.schedule is None:
+            self.network.basis.fit(trains)
+            return
+        features = self._supervised(trains, rows)
+        loss = fit_head(self.network.head, features, rows, self.loss_function, self.schedule, self.seed)
+        logger.info(f"basis of {len(features)} scans, head fitted to a loss of {loss:.4f}")
 
     def _supervised(self, trains: list[TensorTrain], rows: dict[str, Tensor]) -> Tensor:
         """Fit the basis with the ridge's directions first; returns features ``(S, rank)`` to fit the head on.

@@ -32,6 +32,8 @@ class CanonicalBasis(nn.Module):
 
     vectors: Tensor
     centre: Tensor
+    #: Nothing here moves by a gradient: it is fitted to scans.
+    learned = False
 
     def __init__(self, rank: int, memory: int = 64) -> None:
         super().__init__()

@@ -178,6 +178,9 @@ class LearnedProjection(nn.Module):
         Of an activation: channels, then spatial sizes.
     """
 
+    #: See :attr:`cpic_monai.networks.CanonicalBasis.learned`.
+    learned = True
+
     def __init__(self, layer: nn.Module, shape: Sequence[int]) -> None:
         super().__init__()
         self.layer, self.shape = layer, tuple(shape)

@@ -76,6 +76,11 @@ class TensorTrainRegression(nn.Module):
         """Scans held: none, the weights hold what they told."""
         return 0
 
+    @property
+    def learned(self) -> bool:
+        """Whether the weights move by their gradient alone: once they were started from scans."""
+        return bool(self.started)
+
     def reset_parameters(self) -> None:
         """Random weights of unit norm (in expectation), no bias; the next scans seen replace them."""
         for core in self.cores:

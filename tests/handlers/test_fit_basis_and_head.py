@@ -11,7 +11,7 @@ from cpic_monai.batches import PrepareVisits
 from cpic_monai.handlers import FitBasisAndHead
 from cpic_monai.handlers.fit import collect_trains, tune_ridge
 from cpic_monai.losses import PinballLoss
-from cpic_monai.networks import CPICNet, LeaveOneOutRidge
+from cpic_monai.networks import CPICNet, LeaveOneOutRidge, ScanResNet
 from cpic_monai.networks.basis import mean_inner
 
 SCHEDULE = {"steps": 150, "learning_rate": 1e-2, "ridge_steps": 10}
@@ -61,6 +61,25 @@ def test_without_a_schedule_only_the_basis_is_fitted() -> None:
     assert network.basis.scans == 4
     assert network.training
     assert torch.equal(torch.nn.utils.parameters_to_vector(network.head.parameters()), head)
+
+
+def test_weights_that_learn_by_their_gradient_cost_no_pass_over_the_scans() -> None:
+    seen = []
+
+    class Loader(list):
+        def __iter__(self):
+            seen.append(len(self))
+            return super().__iter__()
+
+    resnet = ScanResNet((16, 16, 16), depth=10, widen=0.125, conv1_size=3)
+    FitBasisAndHead(resnet, Loader([{"image": torch.zeros(1, 1, 16, 16, 16)}]), PinballLoss())()
+    assert seen == []
+    network = small_network(projection="trl")
+    loader = Loader([planted_batch(network, 4)])
+    FitBasisAndHead(network, loader, PinballLoss())()
+    assert seen == [1], "weights that no batch has started yet are started"
+    FitBasisAndHead(network, loader, PinballLoss())()
+    assert seen == [1]
 
 
 def test_collected_rows_count_scans_over_batches() -> None:
