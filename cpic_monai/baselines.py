@@ -53,7 +53,7 @@ class ScanRidge(ABC):
     Raises
     ------
     ValueError
-        On calling, if these have fewer than three patients.
+        On calling, if fewer than three patients of these have an outcome.
     """
 
     def __init__(
@@ -73,17 +73,21 @@ class ScanRidge(ABC):
         """Split name to predictions, rows in the order of the items."""
         items = [item for name in self.learns_from for item in self.splits[name]]
         patients = [str(item.get("group", item["subject"])) for item in items for _ in range(len(item["tabular"]))]
-        groups = np.array(patients)
+        batch = _without_image(items)
+        known = np.isfinite(batch["label"].numpy()[:, 0])
+        groups = np.array(patients)[known]
         if len(set(groups)) < 3:
-            raise ValueError(f"{self} needs at least 3 patients to learn from, found {len(set(groups))}")
+            raise ValueError(
+                f"{self} needs at least 3 patients with an outcome to learn from, found {len(set(groups))} (of "
+                f"{len(set(patients))}) in {' and '.join(self.learns_from) or 'no split'}"
+            )
         numbers = {name: self.numbers(split) for name, split in self.splits.items()}
         learned = np.concatenate([numbers[name] for name in self.learns_from])
         mean = learned.mean(0)
         scale = self.scale(learned - mean)
-        scans, batch = (learned - mean) / scale, _without_image(items)
-        known = np.isfinite(batch["label"].numpy()[:, 0])
+        scans = (learned - mean) / scale
         kernel = self._kernel(scans, batch, scans, batch)[known][:, known]
-        target, groups = batch["label"].numpy()[known, 0].astype(np.float64), groups[known]
+        target = batch["label"].numpy()[known, 0].astype(np.float64)
         search = GridSearchCV(
             KernelRidge(kernel="precomputed"),
             {"alpha": self.penalties},

@@ -98,6 +98,11 @@ def test_unknown_targets_are_predicted_and_not_learned_from() -> None:
 def test_too_few_patients() -> None:
     with pytest.raises(ValueError, match="at least 3 patients"):
         VoxelRidge({"train": cohort(2, 0)}, view)()
+    items = cohort(4, 0)
+    for item in items[:2]:
+        item["label"] = torch.full((3, 1), float("nan"))
+    with pytest.raises(ValueError, match=r"at least 3 patients with an outcome .* found 2 \(of 4\) in train"):
+        VoxelRidge({"train": items}, view)()
 
 
 def crops(folder: Path, scans: int, seed: int, outcome: Any) -> list[dict[str, Any]]:

@@ -23,14 +23,18 @@ on_devices = pytest.mark.parametrize(
         pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")),
     ],
 )
-in_all_kinds = pytest.mark.parametrize("index_sets", ["cohort", "tangent", "random_voxels", "picked_values", "scan"])
+#: The index sets, or raw intensities in the place of the encoder.
+in_all_kinds = pytest.mark.parametrize(
+    "index_sets", ["cohort", "tangent", "random_voxels", "picked_values", "scan", "no encoder"]
+)
 NAMES = [f"s{i}" for i in range(6)]
 
 
 def fitted(index_sets: str) -> CPICNet:
     """A small network on the CPU whose index sets and basis are those of six scans."""
     torch.manual_seed(0)
-    network = CPICNet(SHAPE, rank=3, channels=4, features=(3,), index_sets=index_sets)
+    kind = {"encoder": False} if index_sets == "no encoder" else {"index_sets": index_sets}
+    network = CPICNet(SHAPE, rank=3, channels=4, features=(3,), **kind)
     scans = images(6, seed=1)
     select_index_sets(network, [{"image": scan} for scan in lazy(scans)], scans=6, draws=1)
     with torch.no_grad():
@@ -59,7 +63,7 @@ def test_gradients_are_those_of_the_cpu(device: str, index_sets: str) -> None:
     def gradients(place: str) -> list[Any]:
         network = copy.deepcopy(fitted(index_sets)).to(place)
         network(images(3).to(place), subjects=NAMES[:3]).square().sum().backward()
-        return [p.grad for p in network.encoder.parameters() if p.grad is not None]
+        return [p.grad for p in network.parameters() if p.grad is not None]
 
     expected, found = gradients("cpu"), gradients(device)
     assert len(found) == len(expected) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -174,3 +175,9 @@ def test_a_network_of_quantiles_is_refused_for_a_task() -> None:
     with pytest.raises(ValueError, match="2 outputs of a LogitHead, the task wants 3"):
         TaskRecipe("closed_form", other, ClassTask(["a", "b", "c"]))
     TaskRecipe("closed_form", other, ClassTask(["a", "b"]))
+
+
+def test_concordance_without_lifelines_is_refused_before_anything_is_trained(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "lifelines.utils", None)
+    with pytest.raises(ImportError, match=r"pip install 'cpic-monai\[survival\]'"):
+        survival_metrics()

@@ -65,7 +65,8 @@ def interpolate(matrix: Tensor, rows: Tensor, alive: Tensor, ridge: Ridge) -> Te
     return out * mask[..., None, :]
 
 
-JITTERS = (1e-12, 1e-11, 1e-10, 1e-9)
+#: Relative to the largest entry, beyond the rounding of each precision.
+JITTERS = {torch.float64: (1e-12, 1e-11, 1e-10, 1e-9), torch.float32: (1e-6, 1e-5, 1e-4, 1e-3)}
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
@@ -88,23 +89,25 @@ def _cholesky(matrix: Tensor) -> Tensor:
             f"{count} of {info.numel()} cross matrices hold NaN or infinite values: "
             "the encoder diverged or a scan holds such voxels"
         )
-    for jitter in JITTERS:
+    for jitter in JITTERS[matrix.dtype]:
         factor, failed = torch.linalg.cholesky_ex(_lifted(matrix, info, jitter))
         if not bool(failed.any()):
             return factor
     raise torch.linalg.LinAlgError(
         f"{int((failed > 0).sum())} of {info.numel()} cross matrices are indefinite even with jitter "
-        f"{JITTERS[-1]:.0e}; raise the ridge"
+        f"{JITTERS[matrix.dtype][-1]:.0e}; raise the ridge"
     )
 
 
 def cholesky_without_waiting(matrix: Tensor) -> Tensor:
     """The same factor without a branch on data: on a GPU nothing is copied to the host.
 
-    One retry, at the largest jitter, is always computed; the matrices are ``r x r``, so it costs next to nothing.
+    One retry, at the largest jitter, is always computed; the matrices are ``r x r``, so it costs next to nothing. NaN
+    where that fails, too: the factor that ``cholesky_ex`` leaves there is finite and wrong.
     """
     _, info = torch.linalg.cholesky_ex(matrix)
-    return torch.linalg.cholesky_ex(_lifted(matrix, info, JITTERS[-1]))[0]
+    factor, failed = torch.linalg.cholesky_ex(_lifted(matrix, info, JITTERS[matrix.dtype][-1]))
+    return torch.where(failed[..., None, None] > 0, torch.nan, factor)
 
 
 def _lifted(matrix: Tensor, info: Tensor, jitter: float) -> Tensor:

@@ -48,7 +48,8 @@ def pivoted_rows(matrix: Tensor, rank: int, tol: float = 1e-9, by_fit: bool | No
     groups, size, columns = matrix.shape
     if by_fit is None:
         by_fit = columns >= COLUMNS_PER_PIVOT * rank
-    gram = residual @ residual.transpose(1, 2) if by_fit else None
+    # All rows' inner products, kept up to date; of many short rows (plain TT) they would take gigabytes.
+    gram = residual @ residual.transpose(1, 2) if by_fit and size <= rank * columns else None
     free = torch.ones((groups, size), dtype=torch.bool, device=matrix.device)
     batch = torch.arange(groups, device=matrix.device)
     tiny = torch.finfo(matrix.dtype).tiny
@@ -57,8 +58,9 @@ def pivoted_rows(matrix: Tensor, rank: int, tol: float = 1e-9, by_fit: bool | No
     for _ in range(min(rank, size)):
         energy = residual.square().sum(-1).masked_fill(~free, -1.0)
         score = energy
-        if gram is not None:
-            gain = gram.square().sum(-1) / energy.clamp_min(tiny)
+        if by_fit:
+            shared = _shared_energy(residual) if gram is None else gram.square().sum(-1)
+            gain = shared / energy.clamp_min(tiny)
             score = gain.masked_fill(~free | (energy < LEAST_SHARE * energy.amax(1, keepdim=True)), -1.0)
         pivot = score.argmax(1)
         rows.append(pivot)
@@ -74,6 +76,11 @@ def pivoted_rows(matrix: Tensor, rank: int, tol: float = 1e-9, by_fit: bool | No
     alive = size_of > tol * largest
     alive[:, 0] = True
     return torch.stack(rows, dim=1), alive
+
+
+def _shared_energy(residual: Tensor) -> Tensor:
+    """Sums ``(G, R)`` of each row's squared inner products with all rows of ``(G, R, C)``, by way of ``(C, C)``."""
+    return ((residual @ (residual.transpose(1, 2) @ residual)) * residual).sum(-1)
 
 
 @torch.no_grad()

@@ -89,7 +89,9 @@ class CrossValidation:
         run_id: str = "training",
         logging_file: str | None = None,
     ) -> None:
-        self.output_dir, self.methods = Path(output_dir), dict(methods or {"cpic": {}})
+        self.output_dir, self.methods = Path(output_dir), dict({"cpic": {}} if methods is None else methods)
+        if not self.methods:
+            raise ValueError("config key `methods` names none; {'cpic': {}} is the configuration as it is")
         if folds < 2:
             raise ValueError(f"folds={folds}: cross-validation needs two folds or more")
         self.folds, self.tracking = folds, (tracking_uri, experiment_name, run_name)

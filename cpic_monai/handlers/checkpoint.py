@@ -44,7 +44,7 @@ def load_best(path: str | Path, objects: Mapping[str, Any], device: str | torch.
     path
         The file.
     objects
-        Those that it was saved with: ``model`` is loaded; ``trained_on``, if both have it, is compared.
+        Those that it was saved with: ``model`` is loaded, ``ridge`` if both have it; ``trained_on`` then is compared.
     device
         Where the tensors are read to.
 
@@ -57,6 +57,8 @@ def load_best(path: str | Path, objects: Mapping[str, Any], device: str | torch.
     if "trained_on" in state and "trained_on" in objects:
         objects["trained_on"].load_state_dict(state["trained_on"])
     objects["model"].load_state_dict(state["model"])
+    if "ridge" in state and "ridge" in objects:
+        objects["ridge"].load_state_dict(state["ridge"])
 
 
 def check_key_metric(value: float, name: str) -> None:
@@ -167,9 +169,21 @@ class LastCheckpoint:
         if missing:
             raise KeyError(f"{self.path} lacks {missing}; it holds {sorted(state)}: is it a `last.pt` of this recipe?")
         for name, item in objects.items():
+            wanted = _learning_rates(item)
             item.load_state_dict(state[name])
+            if wanted != _learning_rates(item):
+                logger.warning(
+                    f"{name} goes on with the learning rates of {self.path.name}, {_learning_rates(item)}, not with "
+                    f"those of the settings, {wanted}: to change them, begin a new run, or fine-tune a checkpoint"
+                )
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         if self.evaluator is not None and "best" in state:
             best = state["best"]
             vars(self.evaluator.state).update(best_metric=best["metric"], best_metric_epoch=best["epoch"])
         logger.info(f"resumed from {self.path.name} after epoch {state['epoch']}")
+
+
+def _learning_rates(item: Any) -> list[float]:
+    """Of an optimizer's groups, as they were before any scheduler; nothing of other objects."""
+    groups = item.param_groups if isinstance(item, torch.optim.Optimizer) else []
+    return [float(group.get("initial_lr", group["lr"])) for group in groups]

@@ -185,7 +185,7 @@ def fit_head(
     seed: int = 0,
 ) -> float:
     """Train the head on features ``(S, rank)`` that stay as they are; returns the last loss."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
         torch.manual_seed(seed)
         if schedule.fresh:
             for module in head.modules():

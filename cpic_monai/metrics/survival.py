@@ -26,15 +26,16 @@ class ConcordanceIndex(RowMetric):
 
     def __init__(self) -> None:
         super().__init__(1)
-
-    def of(self, pred: torch.Tensor, truth: torch.Tensor) -> float:
-        try:
+        try:  # here, not after the first epoch
             from lifelines.utils import concordance_index
         except ImportError as error:
             raise ImportError("the concordance index needs lifelines: pip install 'cpic-monai[survival]'") from error
+        self._index = concordance_index
+
+    def of(self, pred: torch.Tensor, truth: torch.Tensor) -> float:
         time, event = truth.abs(), truth > 0
         try:
-            return float(concordance_index(time.numpy(), -pred[:, 0].numpy(), event.numpy()))
+            return float(self._index(time.numpy(), -pred[:, 0].numpy(), event.numpy()))
         except ZeroDivisionError:  # lifelines' answer where no pair is comparable
             return math.nan
 

@@ -70,8 +70,9 @@ class CanonicalBasis(nn.Module):
     def fit(self, trains: Sequence[TensorTrain], dual: Tensor | None = None, principal: float = 1.0) -> Tensor:
         """Take these scans as the basis; returns their features ``(B, rank)``.
 
-        Principal directions are rotated towards those of the basis before (orthogonal Procrustes on the scans given),
-        so that a head fitted to it stays useful.
+        Without ``dual``, principal directions are rotated towards those of the basis before (orthogonal Procrustes on
+        the scans given), so that a head fitted to it stays useful. With it, each has the sign that makes its largest
+        feature positive: the head is to be fitted anew.
 
         Parameters
         ----------
@@ -151,13 +152,15 @@ class CanonicalBasis(nn.Module):
 def mean_inner(a: Sequence[TensorTrain], b: Sequence[TensorTrain]) -> Tensor:
     """Gram matrix, float64 ``(B_a, B_b)``, averaged over draws of index sets; draw ``i`` meets draw ``i``.
 
+    Each product is contracted in the precision of the cores of ``a``.
+
     Raises
     ------
     ValueError
         If the numbers of draws differ.
     """
     _check_draws(a, b)
-    # Few numbers, whose differences matter: float64 whatever the precision of the cores.
+    # Few numbers, whose differences matter: float64 from here on whatever the precision of the cores.
     return torch.stack([inner(x, y.to(x.cores[0])) for x, y in zip(a, b, strict=True)]).double().mean(0)
 
 

@@ -146,6 +146,11 @@ class CPICNet(ScanNetwork):
         return self.encoder.patch_size
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes; that of the head where there is no encoder to learn."""
+        return next(self.parameters()).device
+
+    @property
     def shared_voxels(self) -> bool:
         """Whether all scans are looked at in the same voxels, so that loader workers can fetch their patches."""
         return not isinstance(self.indices, ScanIndexSets)
@@ -202,7 +207,7 @@ class CPICNet(ScanNetwork):
         no counterpart: there the rank also pays for the constant).
         """
         self._check_patches(patches)
-        device = next(self.encoder.parameters(), patches).device
+        device = self.device
         flat = patches.to(device, torch.float32).flatten(0, 1)
         blank = flat.new_zeros((1, *flat.shape[1:]))
         with torch.autocast(device.type, enabled=self.amp):

@@ -65,6 +65,7 @@ class TensorTrain:
     def __getitem__(self, index) -> TensorTrain:
         """A sub-batch; an integer keeps a batch axis of one."""
         if isinstance(index, int):
+            index = range(self.batch)[index]  # counts negative ones from the end; IndexError beyond
             index = slice(index, index + 1)
         return TensorTrain(tuple(core[index] for core in self.cores))
 

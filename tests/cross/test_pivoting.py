@@ -69,3 +69,14 @@ def test_a_bright_scan_does_not_choose_for_all() -> None:
     assert alive.all()
     black = torch.cat([matrix, torch.zeros(1, 12, 9, dtype=torch.float64)])
     assert torch.equal(joint_rows(black, 4)[0], rows)
+
+
+def test_many_short_rows_are_chosen_as_few_long_ones_are() -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(2, 60, 5, dtype=torch.float64)
+    assert 60 > 3 * 5, "the inner products of all rows are not kept"
+    found, alive = pivoted_rows(matrix, 3, by_fit=True)
+    # The same rows with columns of zeros, which change no inner product.
+    rows, _ = pivoted_rows(torch.nn.functional.pad(matrix, (0, 55)), 3, by_fit=True)
+    assert torch.equal(found, rows)
+    assert alive.all()

@@ -13,7 +13,7 @@ from monai.transforms import RandAffine
 from torch import nn
 
 from cpic_monai.handlers import BestCheckpoint, LastCheckpoint, SeedEpoch
-from cpic_monai.handlers.checkpoint import save_atomically
+from cpic_monai.handlers.checkpoint import load_best, save_atomically, save_together
 
 
 def weights(path: Path) -> list[float]:
@@ -160,3 +160,29 @@ def test_seeds_differ_from_epoch_to_epoch() -> None:
         drawn.append((random.random(), float(np.random.uniform()), float(torch.rand(()))))  # noqa: NPY002
     assert drawn[0] == drawn[2]
     assert all(a != b for a, b in zip(drawn[0], drawn[1], strict=True))
+
+
+def test_another_learning_rate_is_said_not_to_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network = nn.Linear(1, 1)
+
+    def resumed(rate: float) -> torch.optim.Optimizer:
+        optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+        objects = {"model": network, "optimizer": optimizer}
+        LastCheckpoint(tmp_path / "last.pt", objects, resume=True).attach(Engine(lambda e, b: None))
+        return optimizer
+
+    LastCheckpoint(tmp_path / "last.pt", {"model": network, "optimizer": resumed(0.01)})(Engine(lambda e, b: None))
+    resumed(0.01)
+    assert not caplog.records
+    assert resumed(0.001).param_groups[0]["lr"] == 0.01
+    assert "goes on with the learning rates of last.pt, [0.01], not with those of the settings, [0.001]" in caplog.text
+
+
+def test_the_best_network_comes_with_its_ridge(tmp_path: Path) -> None:
+    saved = {"model": nn.Linear(1, 1), "ridge": nn.Linear(2, 1)}
+    save_together(saved, tmp_path / "model.pt")
+    fresh = {"model": nn.Linear(1, 1), "ridge": nn.Linear(2, 1)}
+    load_best(tmp_path / "model.pt", fresh)
+    assert all(torch.equal(saved[name].weight, fresh[name].weight) for name in saved)
+    save_together({"model": saved["model"]}, tmp_path / "older.pt")
+    load_best(tmp_path / "older.pt", fresh)

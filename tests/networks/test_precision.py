@@ -68,3 +68,19 @@ def test_factor_without_a_branch_on_data_is_the_same() -> None:
     factor = cholesky_without_waiting(matrix)
     torch.testing.assert_close(factor[[0, 1, 3, 4]], _cholesky(matrix[[0, 1, 3, 4]]), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(factor[2] @ factor[2].T, matrix[2], rtol=1e-8, atol=1e-8)
+
+
+def test_jitter_is_beyond_the_rounding_of_the_precision() -> None:
+    matrix = torch.tensor([[1.0, 1 + 1e-6], [1 + 1e-6, 1.0]])[None]
+    for factor in (_cholesky(matrix), cholesky_without_waiting(matrix)):
+        torch.testing.assert_close(factor @ factor.transpose(1, 2), matrix, rtol=2e-3, atol=2e-3)
+
+
+def test_what_jitter_does_not_help_is_no_number() -> None:
+    matrix = torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64)).expand(2, 2, 2).clone()
+    matrix[0] = torch.eye(2)
+    factor = cholesky_without_waiting(matrix)
+    assert torch.equal(factor[0], torch.eye(2, dtype=torch.float64))
+    assert factor[1].isnan().all(), "cholesky_ex leaves finite numbers there"
+    with pytest.raises(torch.linalg.LinAlgError, match="1 of 2 cross matrices are indefinite even with jitter 1e-09"):
+        _cholesky(matrix)

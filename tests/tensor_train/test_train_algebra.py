@@ -132,3 +132,12 @@ def test_detach_and_to() -> None:
     train = TensorTrain(tuple(c.requires_grad_() for c in random_train((2, 2), 2).cores))
     assert not any(c.requires_grad for c in train.detach().cores)
     assert {c.dtype for c in train.to(torch.float32).cores} == {torch.float32}
+
+
+def test_a_scan_of_a_batch_is_picked_as_from_a_list() -> None:
+    train = random_train((2, 3), 2, batch=3)
+    assert torch.equal(train[-1].full(), train[2].full())
+    assert train[1].batch == 1
+    assert train[1:].batch == 2
+    with pytest.raises(IndexError):
+        train[3]
