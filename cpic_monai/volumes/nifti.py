@@ -16,6 +16,14 @@ from cpic_monai.volumes.cache import BlockCache
 from cpic_monai.volumes.held import HeldVolume
 from cpic_monai.volumes.protocol import MappedVolume, VolumeBase, VolumeError
 
+_BAD_HEADER = (
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    EOFError,
+    gzip.BadGzipFile,
+    zlib.error,
+)
+
 
 def file_identity(path: str) -> str:
     """Name of a file's contents: its path, time of change (ns) and size (bytes)."""
@@ -29,8 +37,8 @@ class _Header:
     def __init__(self, path: str) -> None:
         try:
             image: Any = nib.load(path)
-        except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, EOFError) as error:
-            raise VolumeError(f"{path}: not a readable NIfTI file ({error}); check that it is complete.") from error
+        except _BAD_HEADER as error:
+            raise VolumeError(f"{path}: not a readable NIfTI file ({error}); copy it again.") from error
         shape = tuple(int(n) for n in image.shape)
         if len(shape) < 3 or any(n != 1 for n in shape[3:]):
             raise VolumeError(
@@ -76,7 +84,7 @@ class NiftiVolume(MappedVolume):
         super().__init__(header.shape, header.affine, header.dtype, path, file_identity(path))
         need = header.offset + int(np.prod(header.shape)) * header.stored_dtype.itemsize
         if os.path.getsize(path) < need:
-            raise VolumeError(f"{path}: {os.path.getsize(path)} bytes where the header promises {need}; copy it anew.")
+            raise VolumeError(f"{path}: {os.path.getsize(path)} bytes where the header promises {need}; copy it again.")
         self._map: np.ndarray | None = None
 
     def mapped(self) -> np.ndarray:
@@ -100,6 +108,23 @@ class NiftiVolume(MappedVolume):
         return self.__dict__ | {"_map": None}
 
 
+def _read_slices(file: gzip.GzipFile, header: _Header, path: str, first: int, last: int) -> np.ndarray:
+    """Stored values (i, j, last - first) of slices ``first`` to ``last``, the latter excluded."""
+    ni, nj, nk = header.shape
+    plane = ni * nj * header.stored_dtype.itemsize
+    try:
+        file.seek(header.offset + first * plane)
+        data = file.read((last - first) * plane)
+        # A file's checksum and length are compared only once a reader meets its end, behind the last voxel.
+        while last == nk and file.read(1 << 20):
+            pass
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a damaged header's wild offset
+        raise VolumeError(f"{path}: cannot be decompressed ({error}); copy it again.") from error
+    if len(data) < (last - first) * plane:
+        raise VolumeError(f"{path}: ends before slice {last} of {nk}; copy it again.")
+    return np.frombuffer(data, header.stored_dtype).reshape((ni, nj, last - first), order="F")
+
+
 class CompressedNiftiVolume(HeldVolume):
     """A ``.nii.gz``: gzip has no random access, so the file is decompressed once and held in the cache."""
 
@@ -108,13 +133,16 @@ class CompressedNiftiVolume(HeldVolume):
         super().__init__(header.shape, header.affine, header.dtype, path, file_identity(path), cache=cache)
 
     def load(self) -> np.ndarray:
-        """All stored values."""
+        """All stored values.
+
+        Raises
+        ------
+        VolumeError
+            If the file is damaged or cut short.
+        """
         assert self.path is not None
-        try:
-            stored = np.asarray(nib.load(self.path, mmap=False).dataobj.get_unscaled())  # type: ignore[attr-defined]
-        except (OSError, EOFError, ValueError) as error:
-            raise VolumeError(f"{self.path}: cannot be decompressed ({error}); copy it anew.") from error
-        return stored.reshape(self.shape, order="F")
+        with gzip.open(self.path) as file:
+            return _read_slices(file, self._header, self.path, 0, self.shape[2])
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
         """Apply the header's slope and intercept."""
@@ -139,23 +167,20 @@ class GzipNiftiStream(VolumeBase):
         self._file: gzip.GzipFile | None = None
 
     def read(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        """See :meth:`Volume.read`."""
+        """See :meth:`Volume.read`.
+
+        Raises
+        ------
+        VolumeError
+            If the file is damaged or cut short, which may show with its last slice only.
+        """
         (a0, a1, a2), (b0, b1, b2) = self.check_box(start, stop)
         assert self.path is not None
-        header, (ni, nj, _) = self._header, self.shape
-        plane = ni * nj * header.stored_dtype.itemsize
         if self._file is None:
             self._file = gzip.open(self.path)  # noqa: SIM115 - kept open, to go on from where it is
-        try:
-            self._file.seek(header.offset + a2 * plane)
-            data = self._file.read((b2 - a2) * plane)
-        except (OSError, EOFError, zlib.error) as error:
-            raise VolumeError(f"{self.path}: cannot be decompressed ({error}); copy it anew.") from error
-        if len(data) < (b2 - a2) * plane:
-            raise VolumeError(f"{self.path}: ends before slice {b2} of {self.shape[2]}; copy it anew.")
-        self.bytes_read += len(data)
-        stored = np.frombuffer(data, header.stored_dtype).reshape((ni, nj, b2 - a2), order="F")
-        return header.decode(stored[a0:b0, a1:b1])
+        stored = _read_slices(self._file, self._header, self.path, a2, b2)
+        self.bytes_read += stored.nbytes
+        return self._header.decode(stored[a0:b0, a1:b1])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None}

@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage
 
 from cpic_monai.volumes import ArrayVolume, BlockCache, Volume, VolumeError, open_volume
+from cpic_monai.volumes.nifti import GzipNiftiStream
 
 AFFINE = np.array([[0, -2.0, 0, 10], [1.5, 0, 0, -7], [0, 0, 3, 2.5], [0, 0, 0, 1]])
 
@@ -89,6 +90,20 @@ def test_compressed_nifti_is_decoded_once_and_bounded(tmp_path):
     assert cache.nbytes == size
     a.read((0, 0, 0), (1, 1, 1))
     assert a.bytes_read == 2 * size
+
+
+@pytest.mark.parametrize("read_by", [open_volume, GzipNiftiStream])
+def test_a_damaged_compressed_nifti_is_never_read(tmp_path, read_by):
+    path = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(values(shape=(16, 16, 16)), AFFINE), path)
+    whole = path.read_bytes()
+    found = set()
+    for at in [*range(30, len(whole) - 8, len(whole) // 60), len(whole) - 8, len(whole) - 4]:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(VolumeError, match=r"a\.nii\.gz: .*copy it again") as caught:
+            read_by(str(path)).read((0, 0, 0), (16, 16, 16))
+        found.add(type(caught.value.__cause__).__name__)
+    assert {"BadGzipFile", "error"} <= found, "both a wrong checksum and a broken stream"
 
 
 @pytest.mark.parametrize("box", [((0, 0, 0), (6, 1, 1)), ((-1, 0, 0), (1, 1, 1)), ((2, 2, 2), (2, 3, 3))])
