@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import threading
@@ -17,6 +18,7 @@ from cpic_monai.attribution import CLASSES, Explained, attribution_classes, expl
 from cpic_monai.cohorts import ItemEncoder, find_scans
 from cpic_monai.label.request import Expected
 from cpic_monai.networks import CPICNet
+from cpic_monai.transforms import VirtualScan
 
 __all__ = ["LabelBundle", "subject_name"]
 
@@ -109,6 +111,15 @@ class LabelBundle:
         item, notes = self.expected.requested(subject_name(image), image, request)
         return {**self.encoder.apply([item])[0], "unit": item["unit"]}, notes
 
+    def pipeline(self, key: str) -> Any:
+        """Transforms of a config key that have opened no scan yet, for one request."""
+        # Headers kept by path must not outlive a request: a file may be replaced, a DICOM series grow by the next one.
+        return copy.deepcopy(self.get(key))
+
+    def view(self, item: dict[str, Any]) -> VirtualScan:
+        """The scan of an item as the network sees it, from the files that are there now."""
+        return self.pipeline("viewing")(item)["image"]
+
     def predict(self, image: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray | None, np.ndarray]:
         """Predict for one scan.
 
@@ -132,7 +143,7 @@ class LabelBundle:
         with self._lock:
             self.refresh()
             item, notes = self.item(image, request)
-            scan = self.get("viewing")(item)["image"]
+            scan = self.view(item)
             explained = explain(self.network, scan, item["tabular"], subject=item["subject"])
         result = self.result(item, explained, notes)
         drawn = str(request.get("label_map", True)).strip().lower() not in ("false", "0", "no")

@@ -133,7 +133,7 @@ def fine_tune(bundle: LabelBundle, items: Sequence[Mapping[str, Any]], how: Fine
     if calibrated:
         logger.warning("the bundle's intervals were calibrated; those of the fine-tuned head are not")
     loss = PinballLoss(bundle.quantiles)
-    data = Dataset(bundle.encoder.apply(items), bundle.get("preprocessing"))
+    data = Dataset(bundle.encoder.apply(items), bundle.pipeline("preprocessing"))
     size = int(bundle.get("batch_size", 20))
     loader = DataLoader(data, batch_size=size, collate_fn=collate_visits)
     device = next(network.parameters()).device

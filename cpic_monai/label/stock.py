@@ -52,7 +52,7 @@ class RequestedPatchesd:
         out = dict(data)
         bundle = opened(self.bundle_root)
         item, notes = bundle.item(str(out["image"]), {str(k): v for k, v in out.items()})
-        scan = bundle.get("viewing")(item)["image"]
+        scan = bundle.view(item)
         voxels = bundle.network.voxels(item["subject"])
         volume = scan.volumes[0]
         meta = {"spatial_shape": list(volume.shape), "original_affine": volume.affine, TABULAR: item["tabular"]}

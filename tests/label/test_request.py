@@ -21,6 +21,13 @@ def test_flat_texts_are_what_nested_numbers_are(bundle, scans):
     json.dumps(nested)
 
 
+def test_a_scan_replaced_under_its_name_is_read_anew(bundle, scans):
+    before = bundle.predict(str(scans[0]), {"tabular": GOOD})[0]["predictions"]
+    other = bundle.predict(str(scans[5]), {"tabular": GOOD})[0]["predictions"]
+    scans[0].write_bytes(scans[5].read_bytes())
+    assert bundle.predict(str(scans[0]), {"tabular": GOOD})[0]["predictions"] == other != before
+
+
 def test_default_visits_are_the_configs(bundle, scans):
     rows = bundle.predict(str(scans[0]), {"tabular": GOOD})[0]["predictions"]
     assert [row["visit"] for row in rows] == [0, 13, 26, 39, 52]

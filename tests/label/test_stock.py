@@ -37,6 +37,12 @@ def test_same_quantiles_and_the_same_voxels(bundle, scans):
     assert data["image"].meta["spatial_shape"] == [12, 10, 8]
 
 
+def test_a_scan_replaced_under_its_name_is_read_anew(bundle, scans):
+    before, other = (stock(bundle, scans[n], bundle.network)["result"]["predictions"] for n in (0, 5))
+    scans[0].write_bytes(scans[5].read_bytes())
+    assert stock(bundle, scans[0], bundle.network)["result"]["predictions"] == other != before
+
+
 def test_new_weights_are_taken_up(bundle, scans):
     before = stock(bundle, scans[1], bundle.network)["result"]["predictions"]
     items = [bundle.expected.submitted(p.name, str(p), outcome(n)) for n, p in enumerate(scans)]
@@ -49,7 +55,7 @@ def test_new_weights_are_taken_up(bundle, scans):
 
 def test_evaluators_get_what_its_base_gives(bundle, scans):
     item = bundle.item(str(scans[0]), ASKED)[0]
-    scan = bundle.get("viewing")(item)["image"]
+    scan = bundle.view(item)
     rows = {"tabular": item["tabular"], "scan_index": torch.zeros(2, dtype=torch.int64)}
     with torch.no_grad():
         expected = QuantileInferer()([scan], bundle.network, **rows)
