@@ -12,7 +12,14 @@ import numpy as np
 from cpic_monai.volumes.dicom_header import SliceHeader, dicom_files, in_order, read_slice_header
 from cpic_monai.volumes.itk_image import LPS_TO_RAS
 from cpic_monai.volumes.protocol import VolumeBase, VolumeError
-from cpic_monai.volumes.regularity import Fault, IrregularSeriesError, SliceGeometry, check_same, slice_geometry
+from cpic_monai.volumes.regularity import (
+    Fault,
+    IrregularSeriesError,
+    SliceGeometry,
+    check_same,
+    gap_tolerance,
+    slice_geometry,
+)
 
 
 class DicomVolume(VolumeBase):
@@ -118,7 +125,7 @@ class DicomVolume(VolumeBase):
         """Where each slice of the volume lies in the series: 0.25 is a quarter of the way from the 1st to the 2nd."""
         found = geometry.distance - geometry.distance[0]
         count = len(found)
-        if count < 3 or np.abs(np.diff(found) - geometry.gap).max() <= max(0.02 * geometry.gap, 0.01):
+        if count < 3 or np.abs(np.diff(found) - geometry.gap).max() <= gap_tolerance(geometry.gap):
             return np.arange(count, dtype=np.float64)
         wanted = np.linspace(0, found[-1], round(found[-1] / geometry.gap) + 1)
         return np.interp(wanted, found, np.arange(count))

@@ -100,6 +100,14 @@ def _tilt_fault(slices: Sequence[SliceHeader], positions: np.ndarray, distance: 
     return [Fault("tilt", slices[-1].file, values, remedy)]
 
 
+def gap_tolerance(gap: float, part: float = 0.02) -> float:
+    """How far (mm) a gap may be from the median ``gap`` (mm): a part of it, or what rounding of headers does to it.
+
+    Headers are rounded to 0.01 mm at worst; where slices lie closer than 0.1 mm that would hide a missing one.
+    """
+    return max(part * gap, min(0.01, 0.1 * gap))
+
+
 def slice_geometry(
     path: str,
     slices: Sequence[SliceHeader],
@@ -113,7 +121,7 @@ def slice_geometry(
     Parameters
     ----------
     tolerance
-        A gap may differ from the median gap by this part of it (and by 0.01 mm, for rounded headers).
+        A gap may differ from the median gap by this part of it, see :func:`gap_tolerance`.
 
     Raises
     ------
@@ -136,7 +144,7 @@ def slice_geometry(
     gap = float(np.median(gaps))
     step = (positions[-1] - positions[0]) / (distance[-1] - distance[0])
     faults = _tilt_fault(slices, positions, distance, normal, step, allow_tilt)
-    odd = np.flatnonzero(np.abs(gaps - gap) > max(tolerance * gap, 0.01))
+    odd = np.flatnonzero(np.abs(gaps - gap) > gap_tolerance(gap, tolerance))
     if len(odd) and not allow_gaps:
         at = int(odd[0])
         values = (

@@ -32,6 +32,14 @@ def test_gap_is_refused_with_its_size(write_series):
     assert "resample_gaps=True" in fault.remedy
 
 
+def test_a_missing_slice_of_micro_ct_is_seen(write_series):
+    folder, _ = write_series(z=lambda k: 0.0045 * missing_slice(k))
+    assert "from 0.009 to 0.018 mm" in refused(folder, "gaps").values
+    volume = open_volume(folder, resample_gaps=True)
+    assert volume.shape[2] == 6
+    assert volume.spacing[2] == pytest.approx(0.009)
+
+
 def test_gap_is_resampled_linearly(write_series):
     folder, stored = write_series(z=missing_slice)
     volume = open_volume(folder, resample_gaps=True)
