@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["replace_folder", "replacing", "write_text_atomically"]
+__all__ = ["replace_folder", "replacing", "replacing_folder", "write_text_atomically"]
 
 
 @contextmanager
@@ -54,6 +55,43 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> Path:
     return Path(path)
 
 
+@contextmanager
+def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside ``path``, for a folder that takes its place; if none is written ``path`` is removed.
+
+    Each writer has a name of its own, ``.NAME.<random>.part``: of several at a time the last to finish stays, whole.
+    It is removed if writing fails; a process that was killed leaves it behind.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    word = uuid.uuid4().hex[:8]
+    fresh, old = (path.with_name(f".{path.name}.{word}.{kind}") for kind in ("part", "old"))
+    try:
+        yield fresh
+        _swap(fresh, path, old)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)  # there only if something above failed
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(fresh: Path, path: Path, old: Path) -> None:
+    """Move ``path`` to ``old`` and ``fresh`` to ``path``: folders cannot be replaced in one step."""
+    while True:
+        with suppress(FileNotFoundError):
+            os.replace(path, old)
+        try:
+            if fresh.exists():
+                os.replace(fresh, path)
+            return
+        except OSError:
+            if not path.exists():
+                if old.exists():
+                    os.replace(old, path)
+                raise
+            # Another writer was quicker between the two steps: its folder is replaced in turn.
+            shutil.rmtree(old, ignore_errors=True)
+
+
 def replace_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> Path:
     """
     Make a folder hold these files and no others, by way of a temporary folder beside it.
@@ -74,23 +112,9 @@ def replace_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> 
     OSError
         If it cannot be written; an older folder stays as it was.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
-    try:
+    with replacing_folder(path) as fresh:
         if files:
             fresh.mkdir()
             for name, data in files.items():
                 (fresh / name).write_bytes(data)
-        if path.exists():
-            os.replace(path, old)
-        if files:
-            os.replace(fresh, path)
-    except OSError:
-        if old.exists() and not path.exists():
-            os.replace(old, path)
-        raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)  # there only if something above failed
-        shutil.rmtree(old, ignore_errors=True)
-    return path
+    return Path(path)

@@ -15,6 +15,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from cpic_monai.atomic import replacing
 from cpic_monai.volumes.cache import BlockCache
 from cpic_monai.volumes.chunked import ChunkedVolume
 from cpic_monai.volumes.nifti import GzipNiftiStream
@@ -238,9 +239,7 @@ def convert_table(
             if pairs.setdefault(place, source) != source:
                 raise ValueError(f"{path}: {pairs[place]} and {source} would both become {name}; rename one.")
             frame[column] = frame[column].mask(cells == cell, name if str(made.parent) == folder else place)
-    made.parent.mkdir(parents=True, exist_ok=True)
     done = convert_scans(pairs, settings, workers, progress)
-    part = made.with_name(f".{made.name}.part")
-    frame.to_csv(part, sep=separator, index=False)
-    part.replace(made)
+    with replacing(made) as part:
+        frame.to_csv(part, sep=separator, index=False)
     return made, done

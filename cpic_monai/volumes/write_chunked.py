@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import logging
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -16,11 +17,14 @@ from urllib.parse import unquote
 import numpy as np
 from tqdm import tqdm
 
+from cpic_monai.atomic import replacing_folder
 from cpic_monai.volumes.chunked import ChunkedVolume
 from cpic_monai.volumes.nifti import GzipNiftiStream
 from cpic_monai.volumes.ome_zarr import array_metadata, root_metadata
 from cpic_monai.volumes.protocol import Index3, Volume, VolumeError
 from cpic_monai.volumes.store_access import DEFAULT_CACHE_BYTES, context, is_url, kvstore, tensorstore
+
+logger = logging.getLogger(__name__)
 
 #: Version of the layout below; stores of another version are converted anew. 2: levels are means of the scan itself.
 LAYOUT = 2
@@ -107,8 +111,9 @@ def write_store(
 ) -> str:
     """Write a scan as an OME-Zarr 0.5 store, sharded, with a pyramid of 2x means, a slab in memory at a time.
 
-    A folder is written under a hidden name beside its place and renamed when it is complete; what was there is then
-    replaced. At a URL the root's ``zarr.json`` comes last: without it a store cannot be opened.
+    A folder is written under a hidden name of its own beside its place, ``.NAME.<random>.part``, and renamed when it is
+    complete; what was there is then replaced. A process that is killed leaves it behind: delete it. At a URL the
+    root's ``zarr.json`` comes last: without it a store cannot be opened. Only one process may write a store there.
 
     Levels have the scan's type and are means over the scan's own voxels (as many as exist at the far border), so what
     whole numbers lose by rounding (to the nearest, halves to even) is half a unit at most at any level whose voxels
@@ -151,18 +156,15 @@ def write_store(
     final = Path(os.path.abspath(target))
     if final.suffix.lower() != ".zarr":  # else a slip could replace a folder of other things
         raise ValueError(f"{target}: the name of a store must end in .ome.zarr or .zarr.")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    part, old = (final.with_name(f".{final.name}.{word}") for word in ("part", "old"))
-    for left in (part, old):  # by a conversion that was interrupted
-        if left.exists():
-            shutil.rmtree(left)
-    checksum = _write(volume, str(part), patch_size, levels, record or {}, storage, final.name, progress)
-    if final.exists():
-        final.rename(old)  # folders cannot be replaced in one step
-    part.rename(final)
-    if old.exists():
-        shutil.rmtree(old)
-    return checksum
+    leftovers = [str(left) for left in final.parent.glob(f".{glob.escape(final.name)}.*")]
+    if leftovers:  # of this moment or of last year: only the user knows
+        logger.warning(
+            "%s: found %s, of another conversion that is running or was killed; if none is running, delete it.",
+            final,
+            ", ".join(leftovers),
+        )
+    with replacing_folder(final) as part:
+        return _write(volume, str(part), patch_size, levels, record or {}, storage, final.name, progress)
 
 
 def _write(

@@ -128,12 +128,39 @@ def test_an_interrupted_conversion_is_taken_up_again(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         convert_scans(pairs, SMALL, progress=False)
     monkeypatch.undo()
-    assert sorted(p.name for p in out.iterdir()) == [".1.ome.zarr.part", "0.ome.zarr"]
+    assert sorted(p.name for p in out.iterdir()) == ["0.ome.zarr"]
     with pytest.raises(FileNotFoundError):
         open_volume(out / "1.ome.zarr")
     assert [c.status for c in convert_scans(pairs, SMALL, progress=False)] == ["kept", "written"]
     assert sorted(p.name for p in out.iterdir()) == ["0.ome.zarr", "1.ome.zarr"]
     np.testing.assert_array_equal(whole(out / "1.ome.zarr"), values(SHAPE, "int16", seed=1))
+
+
+def test_two_conversions_of_one_scan_at_a_time_leave_a_whole_store(tmp_path, monkeypatch):
+    array = values(SHAPE, "int16")
+    target = tmp_path / "out" / "a.ome.zarr"
+    read, inside = ArrayVolume.read, []
+
+    def meanwhile(self, start, stop):
+        if not inside:  # the second begins and ends while the first is at its first slab
+            inside.append(True)
+            writing.write_store(ArrayVolume(array, AFFINE), target, 3)
+        return read(self, start, stop)
+
+    monkeypatch.setattr(ArrayVolume, "read", meanwhile)
+    writing.write_store(ArrayVolume(array, AFFINE), target, 3)
+    verify_store(target)
+    np.testing.assert_array_equal(whole(target), array)
+    assert [p.name for p in target.parent.iterdir()] == ["a.ome.zarr"]
+
+
+def test_what_a_killed_conversion_left_is_named_and_not_touched(tmp_path, caplog):
+    left = tmp_path / ".a.ome.zarr.0123.part"
+    left.mkdir()
+    convert_scan(save(tmp_path / "a.nii", values((4, 4, 4), "int16")), tmp_path / "a.ome.zarr", SMALL)
+    assert left.is_dir()
+    assert str(left) in caplog.text
+    assert "delete it" in caplog.text
 
 
 def test_changed_voxels_do_not_pass_verification(tmp_path):
