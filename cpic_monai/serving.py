@@ -44,7 +44,7 @@ from packaging.requirements import Requirement
 import cpic_monai
 from cpic_monai.batches import PrepareVisits, ToUnits, collate_visits
 from cpic_monai.cohorts import ItemEncoder
-from cpic_monai.cohorts.scans import SUFFIXES
+from cpic_monai.cohorts.finding import SUFFIXES
 from cpic_monai.inferers import QuantileInferer
 from cpic_monai.networks import CPICNet
 from cpic_monai.report.provenance import PACKAGES

@@ -65,13 +65,16 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--output {error}")
     if tables and not given.table and is_url(output):
         parser.error(f"--output {output} is a URL: name a local file for the copy of {tables[0]} with --table")
-    if tables:
-        copy, done = convert_table(tables[0], given.image_column, output, settings, given.workers, copy=given.table)
-        print(f"table: {copy}")
-    else:
-        scans = find_scans(given.sources)
-        pairs = {store_place(output, f"{name}{SUFFIX}"): str(path) for name, path in scans.items()}
-        done = convert_scans(pairs, settings, given.workers)
+    try:
+        if tables:
+            copy, done = convert_table(tables[0], given.image_column, output, settings, given.workers, copy=given.table)
+            print(f"table: {copy}")
+        else:
+            scans = find_scans(given.sources, stores_of=None if is_url(output) else output)
+            pairs = {store_place(output, f"{name}{SUFFIX}"): str(path) for name, path in scans.items()}
+            done = convert_scans(pairs, settings, given.workers)
+    except (FileNotFoundError, ValueError) as error:  # of the sources as a whole: scans that fail are listed below
+        parser.error(str(error))
     counts = Counter(conversion.status for conversion in done)
     print(f"{output}: {counts['written']} written, {counts['kept']} kept, {counts['failed']} failed; "
           f"chunks of {chunk_edge(given.patch_size)} voxels")  # fmt: skip

@@ -2,12 +2,13 @@
 
 from cpic_monai.cohorts.brats import BratsCohort
 from cpic_monai.cohorts.cohort import Cohort, LeftOut
+from cpic_monai.cohorts.finding import find_scans
 from cpic_monai.cohorts.folds import split
 from cpic_monai.cohorts.osic import OsicCohort
 from cpic_monai.cohorts.outcomes import ClassTableCohort, SurvivalTableCohort
 from cpic_monai.cohorts.phantom import write_phantom_cohort
 from cpic_monai.cohorts.prepare import ItemEncoder, Splits, load_splits, prepare
-from cpic_monai.cohorts.scans import ScanCohort, find_scans
+from cpic_monai.cohorts.scans import ScanCohort
 from cpic_monai.cohorts.table import TableCohort
 from cpic_monai.cohorts.tabular import Column, TabularEncoder
 from cpic_monai.cohorts.target import TargetScaler

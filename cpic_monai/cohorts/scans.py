@@ -1,8 +1,7 @@
-"""Scans without outcomes: a folder or a list of them, to predict on."""
+"""Scans without outcomes: a folder or a list of them with a table of what is known, to predict on."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,58 +10,12 @@ import numpy as np
 import pandas as pd
 
 from cpic_monai.cohorts.cohort import Cohort, LeftOut
+from cpic_monai.cohorts.finding import find_scans
 from cpic_monai.cohorts.prepare import ItemEncoder
 from cpic_monai.cohorts.reading import read_table
 from cpic_monai.cohorts.target import fraction_of_first
 
-__all__ = ["ScanCohort", "find_scans"]
-
-SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-
-
-def find_scans(source: str | Path | Sequence[str | Path]) -> dict[str, Path]:
-    """Scans by name: single files (NIfTI, NRRD, MetaImage), folders of DICOM files, OME-Zarr stores (``*.zarr``).
-
-    Parameters
-    ----------
-    source
-        A folder, searched to any depth; one scan; or a list of scans.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a path does not exist, or a folder holds no scan.
-    ValueError
-        If two scans have one name.
-    """
-    paths = [Path(p).expanduser().resolve() for p in ([source] if isinstance(source, str | Path) else source)]
-    missing = [str(p) for p in paths if not p.exists()]
-    if missing:
-        raise FileNotFoundError(f"scans not found: {', '.join(missing[:5])}; check `dataset_dir` or `scans`")
-    found: list[Path] = []
-    for path in paths:
-        if path.is_file():
-            found.append(path)
-            continue
-        if path.suffix.lower() == ".zarr":
-            found.append(path)
-            continue
-        stores, files = _walk(path)
-        found += stores
-        found += [p for p in files if p.name.lower().endswith(SUFFIXES)]
-        found += sorted({p.parent for p in files if p.suffix.lower() == ".dcm"})
-    if not found:
-        raise FileNotFoundError(
-            f"{', '.join(map(str, paths))}: no scan found; expected {', '.join(SUFFIXES)}, folders of .dcm files, "
-            "or .zarr stores"
-        )
-    named: dict[str, Path] = {}
-    for path in found:
-        name = _name(path)
-        if name in named and named[name] != path:
-            raise ValueError(f"two scans are named {name!r}: {named[name]} and {path}; rename one")
-        named[name] = path
-    return named
+__all__ = ["ScanCohort"]
 
 
 class ScanCohort(Cohort):
@@ -173,28 +126,3 @@ def _column(name: str, first: Mapping[str, Any], visit_column: str | None, times
     if name == visit_column:
         return list(times)
     return [first.get(name, np.nan)] * len(times)
-
-
-def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Stores below a folder, and the files outside of stores; hidden ones (unfinished) are passed over."""
-    stores, files = [], []
-    for place, folders, names in os.walk(folder):
-        stores += [Path(place, f) for f in folders if f.lower().endswith(".zarr") and not f.startswith(".")]
-        folders[:] = [f for f in folders if not f.lower().endswith((".zarr", ".zarr.part", ".zarr.old"))]
-        files += [Path(place, f) for f in names if not f.startswith(".")]
-    return sorted(stores), sorted(files)
-
-
-def _name(path: Path) -> str:
-    suffixes = (".ome.zarr", ".zarr", "") if path.is_dir() else _by_length()
-    suffix = next(s for s in suffixes if _ends(path, s))
-    return path.name[: len(path.name) - len(suffix)]
-
-
-def _by_length() -> list[str]:
-    """Suffixes, ``.nii.gz`` before ``.nii``; a single DICOM file counts by its own."""
-    return sorted((*SUFFIXES, ".dcm", ""), key=len, reverse=True)
-
-
-def _ends(path: Path, suffix: str) -> bool:
-    return path.name.lower().endswith(suffix)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from cpic_monai.atomic import replacing
 from cpic_monai.volumes.cache import BlockCache
 from cpic_monai.volumes.chunked import ChunkedVolume
+from cpic_monai.volumes.dicom_header import DICOM_SUFFIXES
 from cpic_monai.volumes.nifti import GzipNiftiStream
 from cpic_monai.volumes.open import open_volume
 from cpic_monai.volumes.protocol import Volume, VolumeError
@@ -25,7 +26,7 @@ from cpic_monai.volumes.store_access import STORE_ERRORS, is_url, kvstore, local
 from cpic_monai.volumes.write_chunked import DEFAULT_LEVELS, LAYOUT, chunk_edge, verify_store, write_store
 
 SUFFIX = ".ome.zarr"
-_KNOWN = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", SUFFIX, ".zarr")
+_KNOWN = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", *DICOM_SUFFIXES, SUFFIX, ".zarr")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from pydicom.errors import InvalidDicomError
 
 from cpic_monai.volumes.protocol import VolumeError
 
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+
 _TAGS = [
     "SOPInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation", "RescaleSlope",
@@ -120,8 +122,9 @@ def read_slice_header(path: str) -> SliceHeader:
     )
 
 
-def _is_dicom(path: str) -> bool:
-    if path.lower().endswith((".dcm", ".dicom", ".ima")):
+def is_dicom(path: str) -> bool:
+    """Whether a file is DICOM: by its ending (then it is not opened), else by its magic bytes."""
+    if path.lower().endswith(DICOM_SUFFIXES):
         return True
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
@@ -137,7 +140,7 @@ def dicom_files(folder: str) -> list[str]:
     """
     names = sorted(name for name in os.listdir(folder) if not name.startswith(".") and name.upper() != "DICOMDIR")
     paths = [os.path.join(folder, name) for name in names]
-    found = [path for path in paths if os.path.isfile(path) and _is_dicom(path)]
+    found = [path for path in paths if os.path.isfile(path) and is_dicom(path)]
     if not found:
         inner = [p for p in paths if os.path.isdir(p)]
         hint = f" Its subfolders are {[os.path.basename(p) for p in inner[:5]]}: name one." if inner else ""

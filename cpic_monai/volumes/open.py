@@ -14,6 +14,7 @@ from cpic_monai.volumes.array import ArrayVolume
 from cpic_monai.volumes.cache import BlockCache
 from cpic_monai.volumes.chunked import ChunkedVolume
 from cpic_monai.volumes.dicom import DicomVolume
+from cpic_monai.volumes.dicom_header import DICOM_SUFFIXES
 from cpic_monai.volumes.itk_image import open_itk
 from cpic_monai.volumes.nifti import open_nifti
 from cpic_monai.volumes.protocol import Volume, VolumeError
@@ -72,7 +73,7 @@ def open_volume(
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file or folder; check the path in the cohort's table.")
     name = path.lower()
-    if os.path.isdir(path) or name.endswith((".dcm", ".dicom", ".ima")):
+    if os.path.isdir(path) or name.endswith(DICOM_SUFFIXES):
         return DicomVolume(path, padding_value, resample_gaps, allow_tilt, series_uid)
     if name.endswith((".nii", ".nii.gz")):
         return open_nifti(path, cache)

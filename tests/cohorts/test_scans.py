@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cpic_monai.cohorts import Column, ItemEncoder, ScanCohort, TabularEncoder, TargetScaler, find_scans
+from cpic_monai.cohorts import Column, ItemEncoder, ScanCohort, TabularEncoder, TargetScaler
 
 
 def _encoder(mode: str = "relative_to_first") -> ItemEncoder:
@@ -21,32 +21,6 @@ def _encoder(mode: str = "relative_to_first") -> ItemEncoder:
 def _save(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)), path)
-
-
-def test_files_and_dicom_folders_are_found_by_name(tmp_path):
-    _save(tmp_path / "a.nii.gz")
-    _save(tmp_path / "deep" / "b.v2.nii")
-    (tmp_path / "series").mkdir()
-    (tmp_path / "series" / "1.dcm").write_bytes(b"")
-    (tmp_path / "notes.txt").write_text("no scan")
-    found = find_scans(tmp_path)
-    assert set(found) == {"a", "b.v2", "series"}
-    assert found["series"] == (tmp_path / "series").resolve()
-    assert set(find_scans([tmp_path / "a.nii.gz", tmp_path / "series"])) == {"a", "series"}
-
-
-def test_two_scans_of_one_name_are_refused(tmp_path):
-    _save(tmp_path / "a.nii.gz")
-    _save(tmp_path / "deep" / "a.nii.gz")
-    with pytest.raises(ValueError, match="two scans are named 'a'"):
-        find_scans(tmp_path)
-
-
-def test_an_empty_folder_or_a_wrong_path_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no scan found"):
-        find_scans(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.nii"):
-        find_scans([tmp_path / "nowhere.nii"])
 
 
 def test_values_come_from_the_first_visit_and_times_from_the_config(tmp_path):
@@ -87,16 +61,6 @@ def test_a_table_without_the_subject_column_is_refused(tmp_path):
     pd.DataFrame({"id": ["p1"]}).to_csv(tmp_path / "v.csv", index=False)
     with pytest.raises(ValueError, match=r"columns \['subject'.*\] are missing"):
         ScanCohort(tmp_path / "p1.nii.gz", _encoder("constant"), tmp_path / "v.csv")
-
-
-def test_a_store_is_one_scan_and_not_searched_inside(tmp_path):
-    _save(tmp_path / "a.nii.gz")
-    for store in ("b.ome.zarr", "deep/c.v2.zarr", ".d.ome.zarr.part"):
-        _save(tmp_path / store / "0" / "inside.nii")
-    found = find_scans(tmp_path)
-    assert set(found) == {"a", "b", "c.v2"}
-    assert found["c.v2"] == (tmp_path / "deep" / "c.v2.zarr").resolve()
-    assert find_scans(tmp_path / "b.ome.zarr") == {"b": (tmp_path / "b.ome.zarr").resolve()}
 
 
 def test_columns_that_the_network_knows_must_be_in_the_table(tmp_path):

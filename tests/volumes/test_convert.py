@@ -238,6 +238,18 @@ def test_the_script_converts_folders_and_tables(tmp_path, capsys):
         main([*arguments, "--levels", "0"])
 
 
+def test_the_script_runs_again_with_its_output_among_the_scans(tmp_path, capsys):
+    save(tmp_path / "a.nii.gz", values((9, 8, 7), "int16"))
+    arguments = [str(tmp_path), "--output", str(tmp_path / "stores"), "--patch_size", "3"]
+    assert script().main(arguments) == 0
+    assert script().main(arguments) == 0
+    assert "0 written, 1 kept, 0 failed" in capsys.readouterr().out
+    save(tmp_path / "a.nii", values((9, 8, 7), "int16"))
+    with pytest.raises(SystemExit):
+        script().main(arguments)
+    assert "two scans are named 'a'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [("a.nii.gz", "a"), ("p.1/b.NII", "p.1/b"), ("series.1", "series.1"), ("x.ome.zarr/", "x"), ("y.zarr", "y")],
