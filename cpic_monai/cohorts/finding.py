@@ -74,10 +74,10 @@ def _search(root: Path, written: Path | None) -> list[Path]:
             continue
         seen.add(here.resolve())
         inner = [here / f for f in sorted(folders) if not f.startswith(".") and not _leads_back(here / f, root)]
-        of_place = [f for f in inner if f.suffix.lower() == ".zarr"]
-        stores += [f for f in of_place if written is None or not f.resolve().is_relative_to(written)]
-        folders[:] = [f.name for f in inner if f not in of_place]
-        others = []
+        chunked = [f for f in inner if f.suffix.lower() == ".zarr"]
+        stores += [f for f in chunked if written is None or not f.resolve().is_relative_to(written)]
+        folders[:] = [f.name for f in inner if f not in chunked]
+        others: list[Path] = []
         for file in (here / name for name in sorted(names) if not name.startswith(".")):
             (files if file.name.lower().endswith(SUFFIXES) else others).append(file)
         if any(_may_be_slice(file) and is_dicom(str(file)) for file in others):
@@ -91,11 +91,13 @@ def _search(root: Path, written: Path | None) -> list[Path]:
 
 
 def _leads_back(folder: Path, root: Path) -> bool:
-    """Whether a folder is a link to one in ``root``, which is searched anyway, or to one that ``root`` lies in."""
+    """Whether a folder is a link to one in ``root`` that is searched anyway, or to one that ``root`` lies in."""
     if not folder.is_symlink():
         return False
     target = folder.resolve()
-    return target.is_relative_to(root) or root.is_relative_to(target)
+    if target.is_relative_to(root):
+        return not any(part.startswith(".") for part in target.relative_to(root).parts)
+    return root.is_relative_to(target)
 
 
 def _may_be_slice(file: Path) -> bool:

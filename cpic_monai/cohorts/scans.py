@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from cpic_monai.cohorts.reading import read_table
 from cpic_monai.cohorts.target import fraction_of_first
 
 __all__ = ["ScanCohort"]
+
+logger = logging.getLogger(__name__)
 
 
 class ScanCohort(Cohort):
@@ -45,7 +48,7 @@ class ScanCohort(Cohort):
     Raises
     ------
     FileNotFoundError, ValueError
-        If scans or columns are missing.
+        If scans or columns are missing, or ``values`` names none of the scans.
     """
 
     def __init__(
@@ -64,29 +67,35 @@ class ScanCohort(Cohort):
         times = [float(t) for t in visits] if visit_column else [float("nan")]
         columns, unknown = tuple(encoder.tabular.columns), 0
         wanted = [column.name for column in columns if column.name != visit_column]
-        table = _read_values(values, subject_column, wanted) if values is not None else {}
+        table: dict[str, pd.DataFrame] = {}
+        doubts: list[str] = []
+        if values is not None:
+            table = _read_values(values, subject_column, wanted)
+            doubts += _unmatched(str(values), subject_column, list(table), list(named))
         relative = encoder.target.mode == "relative_to_first"
         left_out: list[LeftOut] = []
         notes: list[str] = []
         if wanted and values is None:
             notes.append(f"no table of values: {', '.join(wanted)} are taken as missing")
+        unseen: dict[str, list[str]] = {}
         items = []
         for name, path in named.items():
             rows = table.get(name)
-            if rows is None and table:
-                notes.append(f"{name}: not in {Path(str(values)).name}; tabular values are taken as missing")
             first = _first(rows, visit_column)
             baseline = float(first.get(target_column or "", np.nan))
             if relative and not baseline > 0:
                 notes.append(f"{name}: first value of {target_name} unknown; predictions are fractions of it")
                 baseline, unknown = 1.0, unknown + 1
+            covariates = {c.name: _column(c.name, first, visit_column, times) for c in columns}
+            for note in encoder.tabular.unseen(covariates):
+                unseen.setdefault(note, []).append(name)
             items.append(
                 {
                     "subject": name,
                     "group": name,
                     "image": str(path),
                     "strata": {},
-                    "covariates": {c.name: _column(c.name, first, visit_column, times) for c in columns},
+                    "covariates": covariates,
                     "target": np.full(len(times), np.nan),
                     "baseline": baseline,
                     "visit": np.asarray(times),
@@ -103,6 +112,10 @@ class ScanCohort(Cohort):
             notes=notes,
             name="scans",
         )
+        doubts += [f"{note}; {len(of)} of {len(named)} scans: {_some(of)}" for note, of in unseen.items()]
+        for doubt in doubts:
+            logger.warning("%s: %s", self.name, doubt)
+        self.notes += doubts
 
 
 def _read_values(path: str | Path, subject_column: str, wanted: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -112,6 +125,35 @@ def _read_values(path: str | Path, subject_column: str, wanted: Sequence[str]) -
         Path(path).expanduser(), [subject_column, *wanted], [subject_column], hint=hint if wanted else ""
     )
     return {str(name): rows for name, rows in frame.groupby(subject_column)}
+
+
+def _unmatched(path: str, subject_column: str, rows: Sequence[str], scans: Sequence[str]) -> list[str]:
+    """What of a table and a folder has no counterpart, in words.
+
+    Raises
+    ------
+    ValueError
+        If nothing has: all predictions would be from mean values.
+    """
+    without_row = [name for name in scans if name not in set(rows)]
+    without_scan = [name for name in rows if name not in set(scans)]
+    if len(without_row) == len(scans):
+        raise ValueError(
+            f"{path}: column {subject_column!r} names none of the {len(scans)} scans; it has {_some(rows)}, the scans "
+            f"are {_some(scans)} (a file without its suffix, or a DICOM folder). Correct the names, or choose another "
+            "column with `subject_column`."
+        )
+    said = []
+    if without_row:
+        taken = f"tabular values are taken as missing: {_some(without_row)}"
+        said.append(f"{len(without_row)} of {len(scans)} scans have no row in {path}, {taken}")
+    if without_scan:
+        said.append(f"{len(without_scan)} of {len(rows)} names in {path} are no scan's: {_some(without_scan)}")
+    return said
+
+
+def _some(names: Sequence[str]) -> str:
+    return (", ".join(map(repr, names[:3])) or "none") + ", ..." * (len(names) > 3)
 
 
 def _first(rows: pd.DataFrame | None, visit_column: str | None) -> Mapping[str, Any]:

@@ -155,6 +155,17 @@ class TabularEncoder:
                 parts.append(missing[:, None].astype(float))
         return torch.as_tensor(np.concatenate(parts, axis=1), dtype=torch.float32)
 
+    def unseen(self, covariates: Mapping[str, Sequence[Any]]) -> list[str]:
+        """In words, each value of a categorical column that no training item had, and that is hence all zeros."""
+        notes = []
+        for column, fit in self._fitted():
+            if column.kind == "categorical":
+                found = {_category(v) for v in covariates.get(column.name, ()) if not is_missing(v)}
+                for value in sorted(found - set(fit["categories"])):
+                    known = ", ".join(fit["categories"])
+                    notes.append(f"{column.name} {value!r} was not seen in training ({known}): taken as none of them")
+        return notes
+
     def state_dict(self) -> dict[str, Any]:
         """Columns and what was learnt, as plain containers."""
         return {"columns": [{**asdict(column), **fit} for column, fit in self._fitted()]}

@@ -87,7 +87,7 @@ class Expected:
         """
         values = self._values(request, f"scan {subject}")
         visits = self._visits(request.get("visits"), f"scan {subject}")
-        notes = self._unknown_categories(values)
+        notes = self.encoder.tabular.unseen({name: [value] for name, value in values.items()})
         baseline = self._baseline(request, f"scan {subject}")
         if self.baseline_column and baseline is None:
             notes.append(
@@ -185,17 +185,6 @@ class Expected:
         if not number > 0:
             raise RequestError(f"{who}: {self.baseline_column} must be positive, found {number}")
         return number
-
-    def _unknown_categories(self, values: Mapping[str, Any]) -> list[str]:
-        notes = []
-        for column in self.columns:
-            known = self.categories(column)
-            value = values[column.name]
-            if column.kind == "categorical" and value is not None and str(value).strip() not in known:
-                notes.append(
-                    f"{column.name} {value!r} was not seen in training ({', '.join(known)}): taken as none of them"
-                )
-        return notes
 
     def _item(
         self,

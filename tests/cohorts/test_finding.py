@@ -69,9 +69,11 @@ def test_linked_folders_are_searched_once_and_loops_are_not_followed(tmp_path):
     (cohort / "loop").symlink_to(cohort)
     (cohort / "q" / "up").symlink_to(tmp_path)
     (cohort / "again").symlink_to(cohort / "q")
+    _save(cohort / ".kept" / "c.nii")
+    (cohort / "r").symlink_to(cohort / ".kept")
     found = find_scans(cohort)
-    assert set(found) - {"p2", "p3"} == {"a", "b"}
-    assert len(found) == 3
+    assert set(found) - {"p2", "p3"} == {"a", "b", "c"}
+    assert len(found) == 4
     assert found["b"] == cohort / "q" / "b.nii"
 
 

@@ -76,3 +76,40 @@ def test_columns_that_the_network_knows_must_be_in_the_table(tmp_path):
     cohort = ScanCohort(tmp_path / "p1.nii.gz", _encoder(), tmp_path / "v.csv", **given)
     assert cohort.items[0]["covariates"]["Age"] == [70]
     assert "no table of values: Age are taken as missing" in ScanCohort(tmp_path, _encoder(), **given).notes[0]
+
+
+def test_a_table_that_names_none_of_the_scans_is_refused(tmp_path):
+    _save(tmp_path / "p1.nii.gz")
+    (tmp_path / "v.csv").write_text("Patient,Age\np1.nii.gz,70\n")
+    with pytest.raises(ValueError, match=r"v\.csv: column 'Patient' names none .* has 'p1\.nii\.gz', .* are 'p1' \("):
+        ScanCohort(tmp_path, _encoder(), tmp_path / "v.csv", "Patient", "Weeks")
+    (tmp_path / "v.csv").write_text("Patient,Age\n")
+    with pytest.raises(ValueError, match=r"it has none, the scans are 'p1'"):
+        ScanCohort(tmp_path, _encoder(), tmp_path / "v.csv", "Patient", "Weeks")
+
+
+def test_rows_without_a_scan_and_scans_without_a_row_are_warned_of(tmp_path, caplog):
+    for number in range(5):
+        _save(tmp_path / f"p{number}.nii")
+    (tmp_path / "v.csv").write_text("Patient,Age\np0,70\nq1,60\n")
+    cohort = ScanCohort(tmp_path, _encoder(), tmp_path / "v.csv", "Patient", "Weeks")
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 2
+    assert "4 of 5 scans have no row" in warned[0]
+    assert warned[0].endswith("missing: 'p1', 'p2', 'p3', ...")
+    assert warned[1].endswith("v.csv are no scan's: 'q1'")
+    assert all(any(note in line for note in cohort.notes) for line in warned)
+
+
+def test_categories_that_training_had_not_are_noted(tmp_path, caplog):
+    items = [{"covariates": {"Sex": ["M", "F"]}, "target": np.array([1.0, 3.0])}]
+    encoder = ItemEncoder()
+    encoder.tabular = TabularEncoder((Column("Sex", "categorical"),)).fit(items)
+    encoder.target = TargetScaler("constant").fit(items)
+    for number in range(3):
+        _save(tmp_path / f"p{number}.nii")
+    (tmp_path / "v.csv").write_text("subject,Sex\np0,male\np1,M\np2,male\n")
+    cohort = ScanCohort(tmp_path, encoder, tmp_path / "v.csv")
+    note = "Sex 'male' was not seen in training (F, M): taken as none of them; 2 of 3 scans: 'p0', 'p2'"
+    assert note in cohort.notes
+    assert note in caplog.text
