@@ -17,13 +17,13 @@ from cpic_monai.volumes.store_access import (
     context,
     is_url,
     kvstore,
-    read_json,
     tensorstore,
 )
+from cpic_monai.volumes.zarr_metadata import DRIVERS, read_array, read_root
 
 
 class ChunkedVolume(VolumeBase):
-    """One level of an OME-Zarr store (Zarr version 3, OME-NGFF 0.5) as a volume: only touched chunks are read.
+    """One level of an OME-Zarr store (0.5, or 0.4) as a volume: only touched chunks are read.
 
     The affine is the one recorded by :func:`~cpic_monai.volumes.write_store`. Stores of other origin give voxel sizes
     only; their axes are taken as right, anterior, superior, with a warning. ``bytes_read`` counts the voxels of the
@@ -52,7 +52,7 @@ class ChunkedVolume(VolumeBase):
     FileNotFoundError
         If there is no such store, or it was never finished.
     VolumeError
-        If it is not one 3-D OME-Zarr 0.5 scan.
+        If it is not one 3-D OME-Zarr scan of these versions.
     """
 
     #: Boxes that :meth:`read_each` has on their way, and the most bytes that their chunks may take.
@@ -66,15 +66,16 @@ class ChunkedVolume(VolumeBase):
         storage: Mapping[str, Any] | None = None,
     ) -> None:
         path = os.fspath(location)
-        root, stamp = read_json(path, "zarr.json", storage)
+        root, stamp = read_root(path, storage)
         stamps = [stamp]
 
-        def read_array(name: str) -> dict[str, Any]:
-            array, own_stamp = read_json(path, f"{name}/zarr.json", storage)
+        def array_of(name: str) -> dict[str, Any]:
+            array, own_stamp = read_array(path, name, root["zarr_format"], storage)
             stamps.append(own_stamp)
             return array
 
-        self._header = header = level_header(path, root, level, read_array)
+        self._header = header = level_header(path, root, level, array_of)
+        self._driver = DRIVERS[root["zarr_format"]]
         self.level = level
         pyramid = multiscale(path, root)
         self.levels = len(pyramid["datasets"])
@@ -188,7 +189,7 @@ class ChunkedVolume(VolumeBase):
             ts = tensorstore()
             base = kvstore(self.path, self.storage)
             spec = {
-                "driver": "zarr3",
+                "driver": self._driver,
                 "kvstore": base | {"path": f"{base.get('path', '')}{self._header.path}/"},
                 # Our own stores have every chunk: a missing one was lost. Others may leave out what is empty.
                 "fill_missing_data_reads": "checksum" not in self.attributes,

@@ -22,8 +22,9 @@ from cpic_monai.volumes.dicom_header import DICOM_SUFFIXES
 from cpic_monai.volumes.nifti import GzipNiftiStream
 from cpic_monai.volumes.open import open_volume
 from cpic_monai.volumes.protocol import Volume, VolumeError
-from cpic_monai.volumes.store_access import STORE_ERRORS, is_url, kvstore, local_path, read_json
+from cpic_monai.volumes.store_access import STORE_ERRORS, is_url, kvstore, local_path
 from cpic_monai.volumes.write_chunked import DEFAULT_LEVELS, LAYOUT, chunk_edge, verify_store, write_store
+from cpic_monai.volumes.zarr_metadata import read_root
 
 SUFFIX = ".ome.zarr"
 _KNOWN = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", *DICOM_SUFFIXES, SUFFIX, ".zarr")
@@ -104,7 +105,7 @@ def _is_finished(target: str, record: Mapping[str, Any], storage: Mapping[str, A
     """
     if is_url(target):
         try:
-            read_json(target, "zarr.json", storage)
+            read_root(target, storage)
         except FileNotFoundError:  # it is written last: nothing is there, or what an interrupted conversion left
             return False
     elif not os.path.lexists(target):

@@ -1,5 +1,6 @@
 """OME-Zarr metadata: what a store's JSON says of a scan, written and read. No voxels here.
 
+Written is version 0.5; read is 0.4, too, where the same words lie in other files (see ``zarr_metadata.py``).
 Sources: the OME-NGFF specification, version 0.5 (ngff.openmicroscopy.org), and the Zarr core specification, version 3.
 """
 
@@ -113,13 +114,19 @@ def multiscale(location: str, root: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     VolumeError
-        If the group is no OME-Zarr 0.5 image.
+        If the group is no OME-Zarr 0.4 or 0.5 image.
     """
     scans = root.get("attributes", {}).get("ome", {}).get("multiscales")
-    if root.get("zarr_format") != 3 or not scans:
+    if root.get("zarr_format") not in (2, 3) or not scans:
         raise VolumeError(
-            f"{location}: its zarr.json describes no OME-Zarr 0.5 image (Zarr version {root.get('zarr_format')}, "
+            f"{location}: its metadata describe no OME-Zarr 0.4 or 0.5 image (Zarr version {root.get('zarr_format')}, "
             f"attributes {sorted(root.get('attributes', {}))}); convert the scan with scripts/convert.py."
+        )
+    # Versions up to 0.3 name no axes, or by a letter only, and give no sizes of voxels.
+    if not all(isinstance(axis, Mapping) for axis in scans[0].get("axes") or [None]):
+        raise VolumeError(
+            f"{location}: is OME-Zarr {scans[0].get('version', 'of an unknown version')}; 0.4 and 0.5 are read. "
+            "Write it as 0.4 with the package ngff-zarr, or convert the scan it was made of with scripts/convert.py."
         )
     return dict(scans[0])
 
@@ -127,7 +134,7 @@ def multiscale(location: str, root: Mapping[str, Any]) -> dict[str, Any]:
 def level_header(
     location: str, root: Mapping[str, Any], level: int, read_array: Callable[[str], Mapping[str, Any]]
 ) -> LevelHeader:
-    """Describe one level of a store; ``read_array(path)`` gives the ``zarr.json`` of an array in it.
+    """Describe one level of a store; ``read_array(path)`` gives an array's ``zarr.json`` (or its like).
 
     Raises
     ------
@@ -151,7 +158,7 @@ def level_header(
         )
     i, j, k = (names.index(name) for name in ("x", "y", "z"))
     try:
-        dtype = np.dtype(array["data_type"])
+        dtype = np.dtype(array["data_type"]).newbyteorder("=")
     except TypeError:
         dtype = np.dtype(object)
     if dtype.kind not in "iuf":
@@ -178,7 +185,7 @@ def _smallest_piece(array: Mapping[str, Any]) -> list[int]:
 
 
 def _affine_of_scale(location: str, scan: Mapping[str, Any], dataset: Mapping[str, Any]) -> np.ndarray:
-    """Affine (RAS+ mm) of a store without ours: OME-Zarr 0.5 gives scales and shifts but no directions."""
+    """Affine (RAS+ mm) of a store without ours: OME-Zarr gives scales and shifts but no directions."""
     affine = np.eye(4)
     for transform in [*dataset["coordinateTransformations"], *scan.get("coordinateTransformations", [])]:
         for n, axis in enumerate(scan["axes"]):

@@ -126,9 +126,9 @@ def read_json(location: str, key: str, storage: Mapping[str, Any] | None = None)
         if not os.path.exists(location):
             raise FileNotFoundError(f"{location}: no such file or folder; check the path in the cohort's table.")
         if not os.path.exists(path):
-            old = any(os.path.exists(os.path.join(location, name)) for name in (".zgroup", ".zattrs", ".zarray"))
-            why = "it is a store of Zarr version 2" if old else "the store is unfinished, or no OME-Zarr"
-            raise FileNotFoundError(f"{path}: not found, {why}; convert the scan again with scripts/convert.py.")
+            raise FileNotFoundError(
+                f"{path}: not found, the store is unfinished, or no OME-Zarr; convert the scan with scripts/convert.py."
+            )
         with open(path, "rb") as file:
             text = file.read()
         status = os.stat(path)
