@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from monai.bundle import ConfigParser
 
 from cpic_monai.atomic import write_text_atomically
 from cpic_monai.report.comparison import settings_that_differ
+from cpic_monai.report.masking import without_secrets
 from cpic_monai.report.provenance import OUTPUTS
 
 __all__ = ["FoldRun", "SettingsChangedError"]
@@ -34,7 +36,8 @@ class FoldRun:
 
     Beside what training writes (``models/``, ``eval/``) the folder holds ``arguments.json`` (the fold by itself is
     ``python -m monai.bundle run --args_file arguments.json``), ``settings.json`` (the configuration after all overlays
-    and overrides), ``log.txt``, and, once the fold is done, ``fold.json`` (``seconds``, wall time of the process).
+    and overrides), ``log.txt``, and, once the fold is done, ``fold.json`` (``seconds``, wall time of the process). None
+    has the settings of a store's access: ``settings.json`` has them masked, ``arguments.json`` lacks such an override.
 
     Parameters
     ----------
@@ -79,7 +82,7 @@ class FoldRun:
                 ) from error
 
     def settings(self) -> dict[str, Any]:
-        """The configuration that the fold is trained with, expressions as text, without the keys in ``FREE``.
+        """The configuration that the fold is trained with, expressions as text, masked, without the keys in ``FREE``.
 
         Raises
         ------
@@ -91,7 +94,7 @@ class FoldRun:
         parser.resolve_macro_and_relative_ids()
         config = {key: value for key, value in parser.get().items() if key not in FREE}
         # As it reads back from JSON: tuples are lists.
-        return dict(json.loads(json.dumps(config, default=str)))
+        return dict(without_secrets(json.loads(json.dumps(config, default=str))))
 
     def is_done(self) -> bool:
         """
@@ -110,7 +113,7 @@ class FoldRun:
             )
         if not (self.folder / "fold.json").is_file():
             return False  # never begun, failed or interrupted: it begins anew, with the settings of now
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = without_secrets(json.loads(path.read_text(encoding="utf-8")))
         changed = settings_that_differ(before, self.settings())
         if changed:
             listed = "; ".join(f"{row['name']} was {row['first']!r}, is {row['second']!r}" for row in changed[:5])
@@ -142,15 +145,21 @@ class FoldRun:
         RuntimeError
             If the process fails: with the end of what it said, all of which is in ``log.txt``.
         """
-        arguments = {"run_id": self.run_id, "config_file": self.config_files, **self.overrides, **(tracking or {})}
+        secret = {key: value for key, value in self.overrides.items() if without_secrets({key: value}) != {key: value}}
+        plain = {key: value for key, value in self.overrides.items() if key not in secret}
+        arguments = {"run_id": self.run_id, "config_file": self.config_files, **plain, **(tracking or {})}
         if self.logging_file:
             arguments["logging_file"] = self.logging_file
         write_text_atomically(self.folder / "settings.json", json.dumps(self.settings(), indent=2) + "\n")
         path = write_text_atomically(self.folder / "arguments.json", json.dumps(arguments, indent=2) + "\n")
+        command = [sys.executable, "-m", "monai.bundle", "run", "--args_file", str(path)]
         began = time.monotonic()
-        code = _logged(
-            [sys.executable, "-m", "monai.bundle", "run", "--args_file", str(path)], self.folder / "log.txt", show
-        )
+        with tempfile.TemporaryDirectory() as hidden:  # nobody else may read there, and MONAI logs arguments
+            if secret:
+                overlay = Path(hidden, "access.json")
+                overlay.write_text(json.dumps(secret), encoding="utf-8")
+                command += ["--config_file", str([*self.config_files, str(overlay)])]
+            code = _logged(command, self.folder / "log.txt", show)
         seconds = time.monotonic() - began
         log = self.folder / "log.txt"
         if code:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cpic_monai.report.checksum import data_record
+from cpic_monai.report.masking import command_without_secrets, without_secrets
 
 __all__ = ["collect_provenance", "config_digest", "package_versions", "run_settings", "without_paths"]
 
@@ -160,18 +161,20 @@ def collect_provenance(
     dict
         ``date`` (UTC, ISO 8601), ``platform``, ``python``, ``packages``, ``command``, and as given ``seed``,
         ``config_sha256``, ``config``, ``data_sha256`` with ``data`` (of what it is) and the extra entries; no absolute
-        path, no host and no user name.
+        path, no host, no user name and no setting of a store's access (see `masking`).
     """
+    words = map(without_paths, command_without_secrets(sys.orig_argv[1:]))
     result: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": package_versions(),
-        "command": " ".join([Path(sys.executable).name, *map(without_paths, sys.orig_argv[1:])]),
+        "command": " ".join([Path(sys.executable).name, *words]),
     }
     if seed is not None:
         result["seed"] = int(seed)
     if config is not None:
+        config = without_secrets(config)
         result["config_sha256"] = config_digest(config)
         result["config"] = without_paths(config)
     if paths is not None:

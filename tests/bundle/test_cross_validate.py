@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -191,3 +192,23 @@ def test_a_fold_that_fails_says_why_and_begins_anew(tmp_path):
     assert not fold.is_done()
     other = FoldRun("a", 0, tmp_path / "fold_0", "training", [str(tmp_path / "train.json")], {"greeting": "bye"})
     assert not other.is_done()
+
+
+def test_credentials_of_a_store_reach_the_fold_and_no_file(tmp_path):
+    """The process is given them; log, arguments and settings stay without, and masked settings are the same again."""
+    files = [str(tmp_path / "train.json")]
+    steps = ["$os.makedirs(@output_dir + '/eval')", "$open(@output_dir + '/eval/metrics.json', 'w').write('{}')"]
+    steps.append("$print('length', len(@volume_options['storage']['headers'][0]), @volume_options['padding_value'])")
+    config = {"imports": ["$import os"], "volume_options": {}, "output_dir": "x", "rank": 1, "training": steps}
+    (tmp_path / "train.json").write_text(json.dumps(config))
+    (tmp_path / "logging.conf").write_text(Path("configs/logging.conf").read_text())
+    secret = {"storage": {"headers": ["Authorization: Bearer tell-nobody"]}, "padding_value": -1000}
+    overrides = {"volume_options": secret, "rank": 2}
+    fold = FoldRun("a", 0, tmp_path / "fold_0", "training", files, overrides, str(tmp_path / "logging.conf"))
+    fold.run()
+    assert "length 33 -1000" in (tmp_path / "fold_0" / "log.txt").read_text()
+    for file in (path for path in tmp_path.rglob("*") if path.is_file()):
+        assert "tell-nobody" not in file.read_text(), file
+    assert fold.settings()["volume_options"] == {"storage": {"headers": ["***"]}, "padding_value": -1000}
+    assert json.loads((tmp_path / "fold_0" / "arguments.json").read_text())["rank"] == 2
+    assert fold.is_done()

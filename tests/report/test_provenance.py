@@ -4,6 +4,7 @@ import getpass
 import hashlib
 import json
 import platform
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from cpic_monai.report import collect_provenance, config_digest, data_checksum, data_record, run_settings
+from cpic_monai.report.masking import without_secrets
 from cpic_monai.report.provenance import without_paths
 
 
@@ -81,6 +83,32 @@ def test_provenance_holds_what_is_needed_and_nobodys_name(tmp_path: Path) -> Non
     assert str(tmp_path) not in text
     assert platform.node() not in text
     assert f"/{getpass.getuser()}" not in text
+
+
+STORAGE = {"headers": ["Authorization: Bearer tell-nobody"], "endpoint": "https://x.org", "retries": None}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--volume_options", f"{{'resample_gaps': True, 'storage': {STORAGE}}}"],
+        [f"--volume_options={{storage: {STORAGE}}}"],
+        ["--overrides", json.dumps({"volume_options": {"storage": STORAGE}})],
+        ["--overrides#volume_options#storage#headers#0", STORAGE["headers"][0], "--rank", "3"],
+        [f"--volume_options::storage={STORAGE}"],
+    ],
+)
+def test_credentials_of_a_store_are_not_recorded(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "monai.bundle", "run", *words])
+    config = {"rank": 3, "volume_options": {"resample_gaps": True, "storage": STORAGE}, "text": f"$dict({words[-1]})"}
+    result = collect_provenance(config=config)
+    assert "tell-nobody" not in json.dumps(result)
+    assert "volume_options" in result["command"]
+    hidden = {"headers": ["***"], "endpoint": "***", "retries": None}
+    assert result["config"]["volume_options"] == {"resample_gaps": True, "storage": hidden}
+    assert without_secrets(result["config"]) == result["config"], "of a resumed run the same"
+    others = {"a": "/mnt/storage/scan.nii", "b": (1, None)}
+    assert without_secrets(others) == others
 
 
 def test_settings_are_the_plain_values_that_a_run_has_used() -> None:
