@@ -163,11 +163,13 @@ def _trains(network: CPICNet, scan: VirtualScan, subject: str) -> tuple[list[Ten
 
     if not isinstance(sets, ScanIndexSets):
         return codes, values, sets.decompose(evaluate(sets.codes()[None]))
-    known = subject in sets.seeds
+    known = sets.kept([subject]) is not None
     with torch.no_grad():
         network.decompose([scan], [subject])  # draws the seeds of a scan not seen before, as predicting it does
     try:
-        trains, _ = sets.sweep(evaluate, sets.seeds[subject][None], dtype=network.algebra)
+        seeds = sets.kept([subject])
+        assert seeds is not None
+        trains, _ = sets.sweep(evaluate, seeds, dtype=network.algebra)
     finally:
         if not known:
             sets.forget([subject])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -215,7 +216,8 @@ class ScanIndexSets(nn.Module):
     """Index sets of each scan, kept by subject (the paper's way).
 
     A scan's right sets follow from its seed voxels and stay frozen from the first visit on; its left pivots are chosen
-    anew in every sweep. What is kept, and saved in the checkpoint, is therefore the seed voxels.
+    anew in every sweep. What is kept, and saved in the checkpoint, is therefore the seed voxels: ``seeds``, by the
+    digest of the subject's name, for a checkpoint names nobody.
 
     Parameters are those of :class:`CohortIndexSets`; ``alternations`` are made, and cost voxels, at every visit.
     """
@@ -254,30 +256,44 @@ class ScanIndexSets(nn.Module):
         )
         return [train if self.rows == self.rank else truncate_train(train, self.rank)], indices
 
+    def kept(self, subjects: Sequence[str]) -> Tensor | None:
+        """Seed codes int64 ``(B, S)`` of these subjects; None unless all of them were seen before."""
+        found = [self.seeds[digest] for digest in map(_digest, subjects) if digest in self.seeds]
+        return torch.stack(found) if found and len(found) == len(subjects) else None
+
+    def keep(self, subject: str, codes: Tensor) -> Tensor:
+        """Keep these seed codes ``(S,)`` unless the subject has some already; returns the subject's."""
+        return self.seeds.setdefault(_digest(subject), codes)
+
     def forget(self, subjects: Sequence[str] | None = None, draw: int | None = None) -> None:
         """Drop the seeds of these subjects (all by default), to be drawn anew at their next visit.
 
         ``draw`` is the number of the new draw: with the network's seed it fixes what is drawn.
         """
         self.draw = self.draw if draw is None else draw
-        for subject in list(self.seeds) if subjects is None else subjects:
-            self.seeds.pop(subject, None)
+        for digest in list(self.seeds) if subjects is None else map(_digest, subjects):
+            self.seeds.pop(digest, None)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Seed voxels by subject, and the number of the draw, which those of subjects never seen follow from."""
-        return {"draw": self.draw, "seeds": dict(self.seeds)}
+        """Seed voxels by digest, and the number of the draw, which those of subjects never seen follow from."""
+        return {"draw": self.draw, "digests": dict(self.seeds)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`get_extra_state`; checkpoints of before the draw was kept hold the seeds alone."""
-        seeds = state["seeds"] if isinstance(state.get("seeds"), dict) else state
-        self.draw = state["draw"] if seeds is not state else 0
-        self.seeds = {subject: codes.cpu() for subject, codes in seeds.items()}
+        """Restore :meth:`get_extra_state`; older checkpoints hold seeds by name, the oldest these alone."""
+        found = next((state[key] for key in ("digests", "seeds") if isinstance(state.get(key), dict)), state)
+        self.draw = 0 if found is state else state["draw"]
+        named = found is not state.get("digests")
+        self.seeds = {_digest(key) if named else key: codes.cpu() for key, codes in found.items()}
 
 
 def held_out(grid: IndexGrid, generator: torch.Generator | None, count: int = HELD_OUT) -> Tensor:
     """Codes int64 ``(count,)`` of random voxels of the scan, padding excluded."""
     limit = torch.tensor(grid.shape)
     return grid.encode((torch.rand((count, len(limit)), generator=generator) * limit).long())
+
+
+def _digest(subject: str) -> str:
+    return hashlib.sha256(subject.encode()).hexdigest()[:16]
 
 
 def _noise(codes: Tensor, channels: int, generator: torch.Generator) -> Tensor:

@@ -270,12 +270,12 @@ class CPICNet(ScanNetwork):
     def _kept_seeds(self, source: PatchSource, sets: ScanIndexSets, subjects: Sequence[str] | None) -> Tensor:
         """Seed codes ``(S, rank)`` of the scans: those kept under their names, else new ones, then kept."""
         names = list(subjects or ())
-        if names and all(name in sets.seeds for name in names):
-            return torch.stack([sets.seeds[name] for name in names])
+        if (kept := sets.kept(names)) is not None:
+            return kept
         # Scan by scan from one seed: what a scan gets does not depend on which others are in its batch.
         start = self.seed + sets.draw
         drawn = torch.cat([self.seeds(source[i], torch.Generator().manual_seed(start)) for i in range(source.batch)])
-        return torch.stack([sets.seeds.setdefault(n, s) for n, s in zip(names, drawn, strict=True)]) if names else drawn
+        return torch.stack([sets.keep(n, s) for n, s in zip(names, drawn, strict=True)]) if names else drawn
 
     def _encode_batched(self, flat: Tensor) -> Tensor:
         """The encoder over many patches; in pieces, recomputed in the backward pass, where a bound is set."""

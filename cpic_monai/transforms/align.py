@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -84,7 +85,7 @@ class AlignToTemplated(MapTransform):
         self.kind, self.region, self.spacing, self.rounds, self.most = kind, region, spacing, rounds, most
         self.intensity, self.padding_value, self.subject_key = intensity, padding_value, subject_key
         self._loaded: CoarseImage | None = None
-        self._places: dict[str, np.ndarray] = {}
+        self._places: dict[str, np.ndarray] = {}  # by digests: paths would go with a model that is logged
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the alignment to each key's pending operations."""
@@ -131,7 +132,8 @@ class AlignToTemplated(MapTransform):
 
     def place(self, volume: CachedVolume) -> np.ndarray:
         """World of the template to world of this scan, (4, 4) float64 in RAS+ mm."""
-        found = self._places.get(volume.identity)
+        key = hashlib.sha256(volume.identity.encode()).hexdigest()
+        found = self._places.get(key)
         if found is None:
             template = self._fixed()
             image = coarse_image(volume, template.spacing, self.intensity, self.padding_value)
@@ -139,7 +141,7 @@ class AlignToTemplated(MapTransform):
                 found = register(template, image, self.kind, self.region)
             except ValueError as error:
                 raise ValueError(f"{volume.path or 'scan'}: cannot be aligned to {self.template}: {error}") from error
-            self._places[volume.identity] = found
+            self._places[key] = found
         return found
 
     def _fixed(self) -> CoarseImage:

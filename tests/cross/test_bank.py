@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import pickle
+import re
 
 import pytest
 import torch
@@ -86,16 +88,31 @@ def test_own_index_sets_recover_each_scan_and_keep_their_seeds() -> None:
     (train,), indices = sets.sweep(evaluator(TRUE, GRID), torch.tensor([[1, 2, 200], [7, 90, 33]]))
     torch.testing.assert_close(train.full(), TRUE.full(), rtol=1e-8, atol=1e-8)
     assert indices.groups == 2
-    sets.seeds = {"a": torch.tensor([1, 2]), "b": torch.tensor([3, 4])}
+    seeds = {"a": torch.tensor([1, 2]), "b": torch.tensor([3, 4])}
+    for name, codes in seeds.items():
+        assert sets.keep(name, codes) is codes
+        assert sets.keep(name, codes + 1) is codes, "the first ones stay"
     sets.draw = 5
     other = ScanIndexSets(GRID, RANK, CHANNELS)
     other.load_state_dict(sets.state_dict())
-    assert {k: v.tolist() for k, v in other.seeds.items()} == {"a": [1, 2], "b": [3, 4]}
+    assert other.kept(["b", "a"]).tolist() == [[3, 4], [1, 2]]
+    assert other.kept(["a", "nobody"]) is None
+    assert other.kept([]) is None
     assert other.draw == 5, "those of subjects never seen follow from the number of the draw"
-    other.set_extra_state(dict(sets.seeds))  # a checkpoint of before it was kept
-    assert (other.draw, list(other.seeds)) == (0, ["a", "b"])
     other.forget(["a", "nobody"])
-    assert list(other.seeds) == ["b"]
+    assert other.kept(["a"]) is None
+    assert other.kept(["b"]).tolist() == [[3, 4]]
     other.forget()
     assert not other.seeds
-    assert list(sets.seeds) == ["a", "b"]
+    assert len(sets.seeds) == 2
+    for draw, older in ((0, seeds), (3, {"draw": 3, "seeds": seeds})):
+        other.set_extra_state(older)  # checkpoints that hold names
+        assert (other.draw, other.kept(["a", "b"]).tolist()) == (draw, [[1, 2], [3, 4]])
+
+
+def test_a_checkpoint_names_nobody() -> None:
+    sets = ScanIndexSets(GRID, RANK, CHANNELS)
+    sets.set_extra_state({"draw": 0, "seeds": {"John-Doe-1970": torch.tensor([3, 4])}})  # as once
+    sets.keep("Anna-Smith-1961", torch.tensor([1, 2]))
+    for kept in (sets.state_dict(), pickle.dumps(sets)):
+        assert not re.search("Anna|Smith|John|Doe", str(kept))

@@ -105,10 +105,16 @@ def following() -> Result:
         mine = items[(distributed.rank() + epoch) % world :: world]
         network.decompose([item["image"] for item in mine], [item["subject"] for item in mine])
         if epoch == 0:
-            own = {item["subject"]: network.indices.seeds[item["subject"]].clone() for item in mine}
+            own = seeds_of(network.indices, mine)
             share_index_sets(network)
-            first = {subject: codes.clone() for subject, codes in network.indices.seeds.items()}
-    return {"own": own, "first": first, "then": dict(network.indices.seeds)}
+            first = seeds_of(network.indices, items)
+    return {"own": own, "first": first, "then": seeds_of(network.indices, items)}
+
+
+def seeds_of(sets: ScanIndexSets, items: list[dict[str, Any]]) -> dict[str, Any]:
+    """A copy of the seeds of each subject."""
+    found = {item["subject"]: sets.kept([item["subject"]]) for item in items}
+    return {subject: codes.clone() for subject, codes in found.items() if codes is not None}
 
 
 def checkpoints(folder: Path) -> Result:
@@ -121,7 +127,7 @@ def checkpoints(folder: Path) -> Result:
     LastCheckpoint(folder / "last.pt", {"model": network})(engine)
     best, last = (torch.load(folder / name, weights_only=True) for name in ("model.pt", "last.pt"))
     return {
-        "subjects": sorted(best["model"]["indices._extra_state"]["seeds"]),
+        "subjects": sorted(best["model"]["indices._extra_state"]["digests"]),
         "epoch": last["epoch"],
         "files": sorted(p.name for p in folder.glob("*.pt")),
     }

@@ -60,7 +60,8 @@ def test_lazy_scans_and_dense_images_are_decoded_alike(index_sets: str) -> None:
     network, image = autoencoder(index_sets=index_sets), images(2)
     centres = torch.tensor([[[1, 3, 3], [2, 5, 2]], [[1, 1, 1], [2, 6, 6]]])
     if index_sets == "scan":
-        network.indices.seeds = {name: network.grid.encode(torch.randint(1, 4, (4, 3))) for name in "ab"}
+        for name in "ab":
+            network.indices.keep(name, network.grid.encode(torch.randint(1, 4, (4, 3))))
     found = network(image, centres, ["a", "b"])
     assert found.shape == (2, 2, 1, 3, 3, 3)
     assert found.dtype == torch.float32

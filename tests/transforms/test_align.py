@@ -3,63 +3,20 @@
 from __future__ import annotations
 
 import pickle
-import shutil
 from itertools import combinations
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bodies import CENTRES, PLACES, VIEW, aligner, body, coarse, moved, picture, to, write_scans
 from monai.transforms import Orientationd, RandAffined
 
 from cpic_monai.transforms import AlignToTemplated, LazyCompose, LoadVolumed, VirtualScand, fit_transforms
 from cpic_monai.transforms.registration import CoarseImage, register
-from cpic_monai.transforms.template import coarse_image, load_template, made_from, save_template
+from cpic_monai.transforms.template import coarse_image
 from cpic_monai.volumes import ArrayVolume, BlockCache, CachedVolume
-
-#: Centres (mm from the body's middle), widths (mm) and heights of the blobs: no symmetry.
-CENTRES = np.array([[0, 0, 0], [16, 6, -8], [-14, 10, 8], [4, -18, 12], [-6, -6, -18]], float)
-WIDTHS, HEIGHTS = np.array([18, 7, 6, 8, 6.0]), np.array([1.0, 1.5, 2.0, 1.2, 1.8])
-VIEW = (24, 24, 24)
-
-
-def body(points):
-    """Intensity at (..., 3) mm of the body's own space; 0 far away."""
-    squared = ((points[..., None, :] - CENTRES) ** 2).sum(-1)
-    return (HEIGHTS * np.exp(-squared / (2 * WIDTHS**2))).sum(-1).astype(np.float32)
-
-
-def moved(turn=(0, 0, 0), scale=(1, 1, 1), shear=0.0, shift=(0, 0, 0)):
-    """Body to world: degrees about R, A, S, then scales and a shear, then mm."""
-    linear = np.eye(3)
-    for axis, angle in enumerate(np.deg2rad(turn)):
-        a, b = (axis + 1) % 3, (axis + 2) % 3
-        step = np.eye(3)
-        step[a, a] = step[b, b] = np.cos(angle)
-        step[a, b], step[b, a] = -np.sin(angle), np.sin(angle)
-        linear = step @ linear
-    out = np.eye(4)
-    out[:3, :3] = linear @ np.diag(scale) @ np.array([[1, shear, 0], [0, 1, 0], [0, 0, 1]])
-    out[:3, 3] = shift
-    return out
-
-
-def to(matrix, points):
-    return points @ matrix[:3, :3].T + matrix[:3, 3]
-
-
-def picture(shape, affine, place):
-    """A scan on a grid (voxel to world) of a body that lies at ``place`` (body to world)."""
-    voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-    return body(to(np.linalg.inv(place) @ affine, voxels.astype(float)))
-
-
-def coarse(place, middle=(0, 0, 0)):
-    """Voxels of 4 mm around a point of the world."""
-    shape = (28, 30, 26)
-    origin = np.array(middle, float) - 4 * (np.array(shape) - 1) / 2
-    image = CoarseImage(np.empty(0), origin, 4.0)
-    return CoarseImage(picture(shape, image.affine, place), origin, 4.0)
 
 
 @pytest.mark.parametrize(
@@ -117,34 +74,9 @@ def values_centre(values, affine):
     return to(affine, voxels).T @ values.ravel() / values.sum()
 
 
-PLACES = {
-    "still": moved(),
-    "turned": moved(turn=(4, -6, 8), shift=(60, -20, 33)),
-    "larger": moved(scale=(1.12, 1.05, 1.1), shear=0.04, shift=(-45, 12, 8)),
-    "flipped": moved(turn=(-5, 3, -6), scale=(0.93, 0.96, 0.92), shift=(8, 70, -50)),
-}
-
-
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory):
-    """Items of NIfTI scans: their voxels' sizes, the world's origin and one orientation differ."""
-    folder = tmp_path_factory.mktemp("scans")
-    items = []
-    for n, (name, place) in enumerate(PLACES.items()):
-        size = np.array([2.0, 2.5, 3.0]) * (1 + 0.1 * n)
-        shape = np.ceil(100 / size).astype(int)
-        affine = np.diag([*size, 1.0])
-        if name == "flipped":
-            affine[:3, :3] = np.array([[0, -size[1], 0], [size[0], 0, 0], [0, 0, -size[2]]])
-        affine[:3, 3] = place[:3, 3] - affine[:3, :3] @ ((shape - 1) / 2)
-        nib.save(nib.Nifti1Image(picture(shape, affine, place), affine), folder / f"{name}.nii")
-        items.append({"image": str(folder / f"{name}.nii"), "subject": name})
-    return items
-
-
-def aligner(template, **settings):
-    given = {"axcodes": "SPL", "spacing": 6.0, **settings}
-    return AlignToTemplated("image", str(template), VIEW, **given)
+    return write_scans(tmp_path_factory.mktemp("scans"))
 
 
 @pytest.fixture(scope="module")
@@ -209,58 +141,6 @@ def test_all_keys_go_with_the_first(scans, template):
     np.testing.assert_array_equal(out["image"].affine, out["mask"].affine)
 
 
-def test_a_template_that_is_there_stays(scans, template):
-    """Made of these scans in this way: none of them is opened."""
-    before = template.read_bytes(), template.stat().st_mtime_ns
-    fit_transforms([lambda data: pytest.fail("opened"), aligner(template)], scans)
-    assert (template.read_bytes(), template.stat().st_mtime_ns) == before
-    assert [p.name for p in template.parent.iterdir()] == [template.name], "no temporary file is left"
-
-
-def test_a_template_of_other_scans_or_settings_is_made_anew(scans, template, tmp_path, caplog):
-    """A second run in the same folder, of another fold: its template may show none of the scans held out now."""
-    path, alone = tmp_path / "template.nii.gz", tmp_path / "alone.nii.gz"
-    shutil.copy(template, path)
-    fit_transforms([LoadVolumed("image"), aligner(path)], scans[:1])
-    assert "made of other scans or with other settings" in caplog.text
-    fit_transforms([LoadVolumed("image"), aligner(alone)], scans[:1])
-    np.testing.assert_array_equal(load_template(path).values, load_template(alone).values)
-    fit_transforms([LoadVolumed("image"), aligner(path, kind="translation")], scans[:1])
-    assert made_from(path) != made_from(alone)
-
-
-def test_another_runs_template_and_an_atlas_stay(scans, template, tmp_path):
-    before = template.read_bytes()
-    fit_transforms([LoadVolumed("image"), aligner(template, made_here=False)], scans[:1])
-    assert template.read_bytes() == before
-    with pytest.raises(FileNotFoundError, match="no template there"):
-        fit_transforms([LoadVolumed("image"), aligner(tmp_path / "none.nii.gz", made_here=False)], scans[:1])
-    atlas = tmp_path / "atlas.nii.gz"
-    save_template(load_template(template), atlas)  # which says nothing of how it was made
-    plain = atlas.read_bytes()
-    fit_transforms([LoadVolumed("image"), aligner(atlas)], scans[:1])
-    assert atlas.read_bytes() == plain
-
-
-def test_a_template_has_the_mean_size_of_its_scans(template):
-    """Rounds of averaging neither shrink nor blow it up: spread of intensity along each axis."""
-    image = load_template(template)
-    spreads = []
-    for place in PLACES.values():
-        linear = place.copy()
-        linear[:3, 3] = 0
-        spreads.append(spread(coarse(linear)))
-    np.testing.assert_allclose(spread(image), np.mean(spreads, axis=0), rtol=0.06)
-
-
-def spread(image):
-    """Standard deviation (3,) of position, weighted by squared intensity."""
-    places = np.argwhere(image.values > -1) * image.spacing
-    weights = image.values.astype(float).ravel() ** 2
-    mean = weights @ places / weights.sum()
-    return np.sqrt(weights @ (places - mean) ** 2 / weights.sum())
-
-
 def test_a_scan_without_contrast_is_refused_by_its_name(template, tmp_path):
     path = tmp_path / "empty.nii"
     nib.save(nib.Nifti1Image(np.zeros((20, 20, 20), np.float32), np.diag([4.0, 4, 4, 1])), path)
@@ -271,16 +151,6 @@ def test_a_scan_without_contrast_is_refused_by_its_name(template, tmp_path):
 def test_a_missing_template_says_where_it_comes_from(scans, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.nii\.gz: no template there.*configs/align\.json"):
         views(scans[:1], tmp_path / "nowhere.nii.gz")
-
-
-def test_a_template_of_other_voxels_is_refused(tmp_path):
-    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.diag([2.0, 2, 3, 1])), tmp_path / "other.nii")
-    with pytest.raises(ValueError, match=r"other\.nii: a template has cubic voxels"):
-        load_template(tmp_path / "other.nii")
-    image = coarse(np.eye(4), (5, 6, 7))
-    again = load_template(save_template(image, tmp_path / "new" / "own.nii.gz"))
-    np.testing.assert_allclose(again.affine, image.affine, atol=1e-4)
-    np.testing.assert_array_equal(again.values, image.values)
 
 
 def test_it_needs_a_scan_that_is_opened_by_header(template):
@@ -308,12 +178,14 @@ def test_fitting_passes_over_transforms_without_fit(scans):
 
 
 def test_places_go_to_loader_workers(scans, template):
-    """A copy by pickle knows the scans that were aligned already, and reads them no more."""
-    align = aligner(template)
-    volume = LoadVolumed("image").volumes(scans[2]["image"])[0]
+    """A copy by pickle knows the scans that were aligned already, and reads them no more; it names none of them."""
+    align, load = aligner(template), LoadVolumed("image")
+    volume = load.volumes(scans[2]["image"])[0]
     place = align.place(volume)
     assert volume.bytes_read + volume.volume.bytes_read > 0
-    copy = pickle.loads(pickle.dumps(align))
+    pickled = pickle.dumps((load, align))  # as in the model that MLflow gets
+    assert str(Path(scans[2]["image"]).parent).encode() not in pickled
+    _, copy = pickle.loads(pickled)
     fresh = LoadVolumed("image").volumes(scans[2]["image"])[0]
     np.testing.assert_array_equal(copy.place(fresh), place)
     assert fresh.bytes_read + fresh.volume.bytes_read == 0
