@@ -107,12 +107,14 @@ class AlignToTemplated(MapTransform):
     def fit(self, items: Sequence[Mapping[Hashable, Any]], before: Callable[[Any], Mapping[Hashable, Any]]) -> None:
         """Make the template of these training scans, unless its file is there, made of them in the same way.
 
+        Their headers say whether it was; their voxels are read where it has to be made.
+
         Parameters
         ----------
         items
             Training scans only.
         before
-            What comes before this transform in the pipeline; called scan by scan where the template has to be made.
+            What comes before this transform in the pipeline; called scan by scan.
 
         Raises
         ------
@@ -124,10 +126,14 @@ class AlignToTemplated(MapTransform):
             return
         key = self.keys[0]
         names = [str(item.get(self.subject_key, item[key])) for item in items]
-        volumes = (before(dict(item))[f"{VOLUMES_OF}{key}"][0] for item in items)
+
+        def volume_of(number: int) -> CachedVolume:
+            volume: CachedVolume = before(dict(items[number]))[f"{VOLUMES_OF}{key}"][0]
+            return volume
+
         given = {"intensity": self.intensity, "padding_value": self.padding_value, "kind": self.kind}
         given |= {"region": self.region, "spacing": self.spacing, "rounds": self.rounds, "most": self.most}
-        ensure_template(self.template, volumes, names, **given)
+        ensure_template(self.template, volume_of, names, **given)
         self._loaded, self._places = None, {}
 
     def place(self, volume: CachedVolume) -> np.ndarray:
@@ -189,5 +195,4 @@ def fit_transforms(transforms: Sequence[Any], items: Sequence[Mapping[Hashable, 
     """
     for n, transform in enumerate(transforms):
         if hasattr(transform, "fit"):
-            # A template that is there, on resuming say, opens no scan at all.
             transform.fit(items, LazyCompose(list(transforms[:n])))

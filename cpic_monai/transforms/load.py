@@ -55,15 +55,15 @@ class LoadVolumed(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.options = dict(options or {})
-        self.cache = BlockCache(cache_bytes)
+        self._cache = BlockCache(cache_bytes)
         self._opened: dict[str, CachedVolume] = {}
 
     def _open(self, source: Any) -> CachedVolume:
         if not isinstance(source, str):
-            return CachedVolume(open_volume(source, cache=self.cache, **self.options), self.cache)
+            return CachedVolume(open_volume(source, cache=self._cache, **self.options), self._cache)
         # Headers are small and a DICOM series has hundreds: read once a process, not once an epoch.
         if source not in self._opened:
-            self._opened[source] = CachedVolume(open_volume(source, cache=self.cache, **self.options), self.cache)
+            self._opened[source] = CachedVolume(open_volume(source, cache=self._cache, **self.options), self._cache)
         return self._opened[source]
 
     def volumes(self, source: Any) -> tuple[CachedVolume, ...]:
@@ -71,8 +71,8 @@ class LoadVolumed(MapTransform):
         if isinstance(source, np.ndarray | torch.Tensor) and source.ndim == 4:
             affine = np.asarray(source.affine) if hasattr(source, "affine") else None
             planes = [torch.as_tensor(channel).as_subclass(torch.Tensor) for channel in source]
-            opened = [open_volume(p, cache=self.cache, affine=affine, **self.options) for p in planes]
-            return tuple(CachedVolume(v, self.cache) for v in opened)
+            opened = [open_volume(p, cache=self._cache, affine=affine, **self.options) for p in planes]
+            return tuple(CachedVolume(v, self._cache) for v in opened)
         if isinstance(source, list | tuple):
             return tuple(self._open(channel) for channel in source)
         return (self._open(source),)

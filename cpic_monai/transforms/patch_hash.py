@@ -6,9 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from cpic_monai.transforms.by_value import feed
 
 
 class PatchHash:
@@ -23,7 +21,7 @@ class PatchHash:
     indices
         As SamplePatchesd has them; None where whole scans are read.
     settings
-        What else patches depend on: numbers, text, arrays, and lists and dictionaries of such.
+        What else patches depend on, see :func:`~cpic_monai.transforms.by_value.feed`.
 
     Raises
     ------
@@ -43,24 +41,5 @@ class PatchHash:
         """64 hexadecimal digits."""
         voxels = None if self.indices is None else self.indices.voxels(item.get("subject"))
         digest = hashlib.sha256()
-        _feed(digest, [item, voxels, self.settings])
+        feed(digest, [item, voxels, self.settings])
         return digest.hexdigest().encode()
-
-
-def _feed(digest: Any, value: Any) -> None:
-    """Add a value, with its kind and length, so that no two values are one text."""
-    if isinstance(value, Tensor | np.ndarray):
-        array = torch.as_tensor(value).detach().cpu().contiguous().numpy()
-        digest.update(f"array {array.dtype.str} {array.shape}\n".encode() + array.tobytes())
-    elif isinstance(value, Mapping):
-        digest.update(f"mapping {len(value)}\n".encode())
-        for key in sorted(value, key=str):
-            _feed(digest, str(key))
-            _feed(digest, value[key])
-    elif isinstance(value, list | tuple):
-        digest.update(f"list {len(value)}\n".encode())
-        for part in value:
-            _feed(digest, part)
-    else:
-        text = repr(value)
-        digest.update(f"{type(value).__name__} {len(text)} {text}\n".encode())

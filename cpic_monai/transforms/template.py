@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from scipy.ndimage import affine_transform
 from tqdm import tqdm
 
 from cpic_monai.atomic import replacing
+from cpic_monai.transforms.by_value import feed
 from cpic_monai.transforms.registration import CoarseImage, register
 from cpic_monai.transforms.virtual_scan import VirtualScan
 from cpic_monai.volumes import CachedVolume, pooled_volume
@@ -125,7 +125,7 @@ def load_template(path: str | os.PathLike[str]) -> CoarseImage:
 
 def ensure_template(
     path: str | os.PathLike[str],
-    volumes: Iterable[CachedVolume],
+    volume_of: Callable[[int], CachedVolume],
     names: Sequence[str],
     *,
     spacing: float = 8.0,
@@ -138,28 +138,28 @@ def ensure_template(
 ) -> Path:
     """Make the template of a cohort's training scans unless the file is there already.
 
-    A file that was made here of other scans (another fold) or with other settings is made anew: it may show
-    scans that are held out now. A file that says nothing of how it was made stays.
+    A file that was made here of other scans (another fold, or files that have changed) or with other settings is made
+    anew: it may show scans that are held out now. A file that says nothing of how it was made stays.
 
     Parameters
     ----------
-    volumes
-        Training scans; evenly spread ones are used where there are more than ``most``.
+    volume_of
+        Opens the training scan of that number; of more than ``most`` scans it is asked for evenly spread ones.
     names
-        Of these scans.
+        Of the scans.
     """
     path = Path(path)
     settings = {"spacing": spacing, "padding_value": padding_value, "kind": kind, "region": region, "rounds": rounds}
-    facts = json.dumps([settings, most, list(names)], sort_keys=True, default=str)
-    digest = MARK + hashlib.sha256(facts.encode()).hexdigest()[:32]
+    scans = [volume_of(number) for number in range(0, len(names), max(1, -(-len(names) // most)))]
+    facts = hashlib.sha256()
+    feed(facts, [settings, intensity, most, list(names), [scan.identity for scan in scans]])
+    digest = MARK + facts.hexdigest()[:32]
     if path.exists():
         there = made_from(path)
         if there in ("", digest):
             return path
         logger.warning(f"{path} was made of other scans or with other settings: it is made anew")
-    scans = list(volumes)
-    step = max(1, -(-len(scans) // most))
-    chosen = tqdm(scans[::step], desc="read scans for the template", unit="scan", leave=False)
+    chosen = tqdm(scans, desc="read scans for the template", unit="scan", leave=False)
     images = [coarse_image(volume, spacing, intensity, padding_value) for volume in chosen]
     save_template(make_template(images, kind, region, rounds), path, digest)
     logger.info(f"made a template of {len(images)} training scans: {path}")

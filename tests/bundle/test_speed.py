@@ -205,6 +205,28 @@ def test_names_of_patches_go_by_value():
     assert len({name, PatchHash(None, {"order": 0})(item), *names}) == 6
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"loading#1#axcodes": "RAS"},
+        {"loading#2": {"_target_": "ResizeWithPadOrCropd", "keys": "image", "spatial_size": "@spatial_shape"}},
+        {"loading#2#mode": "nearest"},
+        {"loading#2#align_corners": True},
+        {"intensity#0#low": -900.0},
+        {"order": 0},
+    ],
+)
+def test_patches_of_other_preprocessing_are_not_taken(bundle_folder, other):
+    """At the same voxels of the same item; made again, and with a bound of memory alone, the name is the same."""
+
+    def name(**given: Any) -> bytes:
+        settings = merged(["train", "cache"], **given).get_parsed_content("patch_settings")
+        return PatchHash(None, settings)({"image": "scan.nii"})
+
+    assert name() == name(cache_bytes=1000) == name()
+    assert name(**other) != name()
+
+
 def test_a_cache_shared_by_training_and_evaluation_changes_no_prediction(
     bundle_folder, phantom, trained, tmp_path, monkeypatch
 ):

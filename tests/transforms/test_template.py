@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import nibabel as nib
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from bodies import PLACES, aligner, coarse, write_scans
 
-from cpic_monai.transforms import LoadVolumed, fit_transforms
+from cpic_monai.transforms import HUWindow, LoadVolumed, fit_transforms
 from cpic_monai.transforms.template import load_template, made_from, save_template
 
 
@@ -27,9 +28,11 @@ def template(scans, tmp_path_factory):
 
 
 def test_a_template_that_is_there_stays(scans, template):
-    """Made of these scans in this way: none of them is opened."""
-    before = template.read_bytes(), template.stat().st_mtime_ns
-    fit_transforms([lambda data: pytest.fail("opened"), aligner(template)], scans)
+    """Made of these scans in this way: no voxel of them is read."""
+    before, load = (template.read_bytes(), template.stat().st_mtime_ns), LoadVolumed("image")
+    fit_transforms([load, aligner(template)], scans)
+    volumes = [load.volumes(item["image"])[0] for item in scans]
+    assert not any(volume.bytes_read + volume.volume.bytes_read for volume in volumes)
     assert (template.read_bytes(), template.stat().st_mtime_ns) == before
     assert [p.name for p in template.parent.iterdir()] == [template.name], "no temporary file is left"
 
@@ -44,6 +47,24 @@ def test_a_template_of_other_scans_or_settings_is_made_anew(scans, template, tmp
     np.testing.assert_array_equal(load_template(path).values, load_template(alone).values)
     fit_transforms([LoadVolumed("image"), aligner(path, kind="translation")], scans[:1])
     assert made_from(path) != made_from(alone)
+
+
+def test_a_template_of_other_intensities_or_changed_scans_is_made_anew(scans, tmp_path, caplog):
+    """The names of the scans are the same each time."""
+    item = {"image": str(shutil.copy(scans[0]["image"], tmp_path / "scan.nii")), "subject": "still"}
+    path, seen = tmp_path / "template.nii.gz", []
+    for high in (2.0, 2.0, 4.0, 4.0):
+        align = aligner(path, kind="translation", intensity=[HUWindow(0.0, high)])
+        fit_transforms([LoadVolumed("image"), align], [item])
+        seen.append((made_from(path), path.stat().st_mtime_ns))
+    assert seen[0] == seen[1] != seen[2] == seen[3]
+    image = nib.load(item["image"])
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32)[::-1] * 3, image.affine), item["image"])
+    os.utime(item["image"], ns=(1, 1))  # whatever the clock's resolution
+    caplog.clear()
+    fit_transforms([LoadVolumed("image"), align], [item])
+    assert made_from(path) != seen[3][0]
+    assert "made of other scans or with other settings" in caplog.text
 
 
 def test_another_runs_template_and_an_atlas_stay(scans, template, tmp_path):
