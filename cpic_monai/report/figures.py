@@ -39,9 +39,14 @@ def outer_interval(frame: pd.DataFrame) -> tuple[float, float]:
     return levels[0], levels[-1]
 
 
-def interval_name(frame: pd.DataFrame) -> str:
-    """The outermost interval in words, such as "20–80 %"."""
-    low, high = outer_interval(frame)
+def scored_interval(frame: pd.DataFrame) -> tuple[float, float]:
+    """Levels of the interval whose coverage is a metric, 0.2 to 0.8; where it is not predicted, of the outermost."""
+    return (0.2, 0.8) if {0.2, 0.8} <= set(quantile_columns(frame)) else outer_interval(frame)
+
+
+def interval_name(levels: tuple[float, float]) -> str:
+    """An interval in words, such as "20–80 %"."""
+    low, high = levels
     return f"{100 * low:g}–{100 * high:g}\N{NO-BREAK SPACE}%"
 
 
@@ -180,7 +185,7 @@ def sorted_predictions(frame: pd.DataFrame, target_name: str, unit: str) -> Pict
     median, truth = ordered[median_column(frame)].to_numpy(), ordered["truth"].to_numpy()
     rank = np.arange(1, len(ordered) + 1)
     figure, axes = canvas(WIDTH, HEIGHT)
-    share = f"{interval_name(frame)} interval"
+    share = f"{interval_name(outer_interval(frame))} interval"
     if len(ordered) <= 250:
         width = float(np.clip(240 / len(ordered), 1.2, 9))
         axes.vlines(rank, low, high, color=ACCENT, alpha=0.3, linewidth=width, label=share)

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from cpic_monai.metrics import quantile_columns
-from cpic_monai.report.figures import median_column, outer_interval
+from cpic_monai.report.figures import median_column, outer_interval, scored_interval
 from cpic_monai.report.style import ACCENT, INK, MUTED, RC, WARN, Picture, canvas, number, svg
 
 __all__ = [
@@ -45,11 +45,11 @@ def subject_errors(frame: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         Columns ``subject``, ``visits`` (scored), ``mae``, ``bias`` (mean of truth - median) and ``width`` (mean of the
-        outermost interval) in natural units, ``coverage`` (share of truths within that interval).
+        interval, see `figures.scored_interval`) in natural units, ``coverage`` (share of truths within that interval).
     """
     columns = quantile_columns(frame)
     known = frame.dropna(subset=["truth"])
-    lower, upper = (known[columns[level]] for level in outer_interval(frame))
+    lower, upper = (known[columns[level]] for level in scored_interval(frame))
     error = known["truth"] - known[median_column(frame)]
     rows = pd.DataFrame(
         {

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from cpic_monai.report import predictions_frame
+from cpic_monai.report import predictions_frame, summarise_splits, write_report
 from cpic_monai.report.figures import observed_shares, training_curves
 from cpic_monai.report.style import number, percent
 from cpic_monai.report.trajectories import has_courses, select_subjects, short, subject_errors
@@ -32,6 +33,28 @@ def test_subject_errors_by_hand() -> None:
         {"subject": "a", "visits": 2, "mae": 12.0, "bias": -8.0, "width": 25.0, "coverage": 0.5},
         {"subject": "b", "visits": 1, "mae": 0.0, "bias": 0.0, "width": 2.0, "coverage": 1.0},
     ]
+
+
+@pytest.mark.parametrize(
+    ("levels", "coverage", "name"),
+    [
+        ((0.05, 0.2, 0.5, 0.8, 0.95), 0.5, "20–80\N{NO-BREAK SPACE}%"),
+        ((0.1, 0.5, 0.9), 1.0, "10–90\N{NO-BREAK SPACE}%"),
+    ],
+)
+def test_coverage_of_a_subject_is_that_of_the_metrics(
+    levels: tuple[float, ...], coverage: float, name: str, tmp_path: Path
+) -> None:
+    """The interval of the metrics where it is predicted, not the outermost; the headings name it."""
+    pred = [[100.0 * level for level in levels]] * 2
+    frame = predictions_frame(split="test", subject=["a", "a"], pred=pred, truth=[50.0, 85.0], quantiles=levels)
+    assert subject_errors(frame)["coverage"].tolist() == [coverage]
+    metrics = summarise_splits(frame)
+    if 0.2 in levels:
+        assert metrics["test"]["coverage"] == coverage
+    write_report(tmp_path, frame, metrics=metrics, cohort={}, target_name="age", unit="a", visit_name=None)
+    assert f'<th scope="col">{name} coverage</th>' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"| {name} coverage |" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_selection_takes_best_middle_and_worst() -> None:
