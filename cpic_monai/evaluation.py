@@ -47,7 +47,8 @@ class Evaluation:
 
     Writes ``predictions.csv`` (a row a visit), ``baselines.csv`` (the baselines' rows), ``left_out.csv`` (what the
     cohort could not use), ``metrics.json`` (an object a split, with its baselines) and the report (``report.html``, the
-    same as ``.md`` and ``.json``) to ``output_dir``; without targets ``predictions.json`` in the place of metrics.
+    same as ``.md`` and ``.json``) to ``output_dir``; without targets ``predictions.json`` in the place of metrics and
+    baselines. What an earlier run left there of the others is removed.
 
     Parameters
     ----------
@@ -74,6 +75,8 @@ class Evaluation:
         Gives :func:`cpic_monai.report.collect_provenance`'s when the report is written: settings are complete then.
     sigma_min, error_max
         Clips of mLLL in the target's unit.
+    fitted
+        Names of the splits that the network learned from: the constant baseline learns from them, too.
     curves
         Gives training curves when the report is written (:class:`cpic_monai.tracking.Curves`).
     window
@@ -100,6 +103,7 @@ class Evaluation:
         provenance: Callable[[], Mapping[str, Any]] = dict,
         sigma_min: float = 70.0,
         error_max: float = 1000.0,
+        fitted: Sequence[str] = ("train",),
         curves: Callable[[], Mapping[str, Any]] = dict,
         window: Sequence[float] = (0.0, 1.0),
         tabular_baseline: Callable[[], Mapping[str, pd.DataFrame]] | None = None,
@@ -108,7 +112,7 @@ class Evaluation:
         self.evaluator, self.loaders, self.output_dir = evaluator, dict(loaders), Path(output_dir)
         self.target_name, self.unit, self.visit_name, self.quantiles = target_name, unit, visit_name, tuple(quantiles)
         self.scans, self.pictures, self.cohort, self.provenance = scans, pictures, cohort or {}, provenance
-        self.sigma_min, self.error_max, self.curves = sigma_min, error_max, curves
+        self.sigma_min, self.error_max, self.fitted, self.curves = sigma_min, error_max, tuple(fitted), curves
         self.window = (float(window[0]), float(window[1]))
         self.baselines = dict(baselines or {})
         if tabular_baseline is not None:
@@ -131,10 +135,14 @@ class Evaluation:
         write_predictions(frame, self.output_dir / "predictions.csv", visit_name=self.visit_name)
         write_left_out(self.cohort, self.output_dir / "left_out.csv")
         metrics: dict[str, Any] = {}
-        if frame["truth"].notna().any():
+        scored = bool(frame["truth"].notna().any())
+        for name in ("predictions.json",) if scored else ("metrics.json", "baselines.csv"):
+            (self.output_dir / name).unlink(missing_ok=True)
+        if scored:
             known, others = frame[frame["truth"].notna()], self._baselines()
             write_baselines(others, self.output_dir / "baselines.csv", visit_name=self.visit_name)
-            constant = {"constant": constant_baseline(known)} if "train" in set(known["split"]) else {}
+            learned = "train" in set(known["split"])
+            constant = {"constant": constant_baseline(known, self.fitted)} if learned else {}
             metrics = summarise_splits(
                 known, baselines={**constant, **others}, sigma_min=self.sigma_min, error_max=self.error_max
             )

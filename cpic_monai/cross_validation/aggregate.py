@@ -101,7 +101,7 @@ def _add_pooled(result: dict[str, Any], methods: Mapping[str, MethodResult]) -> 
         return _differences(*same_rows(mine, Evaluated(name, frame), TEST), first.scoring)
 
     # Each method's own: the constant baseline has its rows, in the same order but for rounding of the truth.
-    constants = {name: [constant_baseline(fold) for fold in method.folds] for name, method in methods.items()}
+    constants = {name: _constants(method) for name, method in methods.items()}
     for name, method in methods.items():
         frame, entry = method.held_out(), result["methods"][name]
         beside = {"constant": held_out(constants[name])}
@@ -118,6 +118,12 @@ def _add_pooled(result: dict[str, Any], methods: Mapping[str, MethodResult]) -> 
             entry = result["baselines"][name]
             entry["pooled"] = summarise_splits(frame, **first.scoring)[TEST]
             entry["differences"] = differences(name, frame)
+
+
+def _constants(method: MethodResult) -> list[pd.DataFrame]:
+    """Of each fold: it learns from the scans that the method learned from."""
+    both = bool(method.settings) and method.settings[0].get("fit_on_validation") is True
+    return [constant_baseline(fold, ("train", "validation") if both else ("train",)) for fold in method.folds]
 
 
 def _differences(first: pd.DataFrame, second: pd.DataFrame, scoring: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,19 @@ from cpic_monai.report.predictions import check_predictions, patients_of
 __all__ = ["constant_baseline", "describe_cohort", "plain", "read_metrics", "summarise_splits", "write_metrics"]
 
 
-def constant_baseline(frame: pd.DataFrame, fit_split: str = "train") -> pd.DataFrame:
+def constant_baseline(frame: pd.DataFrame, fitted: Sequence[str] = ("train",)) -> pd.DataFrame:
     """
     The best that can be done without looking: the same quantiles for every row.
 
-    The quantiles are those of ``truth - offset`` over the rows of `fit_split`; a row's prediction is its own offset
-    plus these. With FVC relative to the first visit that is "everybody changes like the average patient".
+    The quantiles are those of ``truth - offset`` over the rows of the splits `fitted`; a row's prediction is its own
+    offset plus these. With FVC relative to the first visit that is "everybody changes like the average patient".
 
     Parameters
     ----------
     frame : DataFrame
-        Predictions that include the rows of `fit_split`.
-    fit_split : str
+        Predictions that include the rows of these splits.
+    fitted : sequence of str
+        The splits that the network learned from.
 
     Returns
     -------
@@ -49,15 +50,15 @@ def constant_baseline(frame: pd.DataFrame, fit_split: str = "train") -> pd.DataF
     Raises
     ------
     ValueError
-        If the split has no row with a truth and an offset.
+        If these splits have no row with a truth.
     """
     result = check_predictions(frame)
     # A row without an offset is relative to nothing, that is, to 0.
     offset = result["offset"].fillna(0.0)
-    change = (result["truth"] - offset)[(result["split"] == fit_split) & result["truth"].notna()]
+    change = (result["truth"] - offset)[result["split"].isin(fitted) & result["truth"].notna()]
     if change.empty:
         raise ValueError(
-            f"the constant baseline needs rows with a truth in the split {fit_split!r}; found the splits "
+            f"the constant baseline needs rows with a truth in the splits {list(fitted)}; found the splits "
             f"{sorted(result['split'].unique())}"
         )
     for level, name in quantile_columns(result).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from cpic_monai.atomic import write_text_atomically
 from cpic_monai.distributed import gather_objects, rank
 from cpic_monai.report import write_metrics
 from cpic_monai.report.cohort_facts import cohort_facts, write_left_out
+from cpic_monai.report.provenance import without_paths
+from cpic_monai.report.summary import plain
 from cpic_monai.tasks.task import Task
 
 __all__ = ["TaskEvaluation", "read_task_predictions"]
@@ -29,7 +31,7 @@ logger = logging.getLogger(__name__)
 class TaskEvaluation:
     """Predict splits; write ``predictions.csv``, ``metrics.json`` and a short report (``.html``, ``.md``, ``.json``).
 
-    Beside each split's metrics stand those of one answer for everybody, learned from the split ``train``.
+    Beside each split's metrics stand those of one answer for everybody, learned from the splits ``fitted``.
 
     Parameters
     ----------
@@ -47,6 +49,8 @@ class TaskEvaluation:
         Facts for the page.
     provenance
         Gives those of the run when the page is written: only then all settings are known.
+    fitted
+        Names of the splits that the network learned from.
     baselines
         Of quantiles, by overlays for them: refused.
 
@@ -66,6 +70,7 @@ class TaskEvaluation:
         target_name: str,
         cohort: Mapping[str, Any] | None = None,
         provenance: Callable[[], Mapping[str, Any]] = dict,
+        fitted: Sequence[str] = ("train",),
         baselines: Mapping[str, Any] | None = None,
     ) -> None:
         if baselines:
@@ -75,27 +80,28 @@ class TaskEvaluation:
             )
         self.evaluator, self.loaders, self.output_dir, self.task = evaluator, dict(loaders), Path(output_dir), task
         self.target_name, self.cohort, self.provenance = target_name, cohort or {}, provenance
+        self.fitted = tuple(fitted)
 
     def run(self) -> dict[str, Any]:
         """Predict, score, write; returns the content of ``metrics.json`` (empty but in the first process)."""
-        frames, constant = [], None
+        scans = {split: found for split, loader in self.loaders.items() if (found := self._predict(loader))}
+        if rank() > 0:
+            return {}
+        if not scans:
+            raise ValueError("no split has any scan to evaluate; check the cohort and `folds`")
+        labels = {split: torch.cat([scan["label"] for scan in found]) for split, found in scans.items()}
+        learned = [labels[split] for split in self.fitted if split in labels]
+        constant = self.task.constant(torch.cat(learned)) if learned else None
+        frames: list[pd.DataFrame] = []
         metrics: dict[str, dict[str, Any]] = {}
-        for split, loader in self.loaders.items():
-            scans = self._predict(loader)
-            if not scans or rank() > 0:
-                continue
-            pred, label = (torch.cat([scan[key] for scan in scans]) for key in ("pred", "label"))
-            subject = [scan["subject"] for scan in scans for _ in range(len(scan["pred"]))]
+        for split, found in scans.items():
+            pred, label = torch.cat([scan["pred"] for scan in found]), labels[split]
+            subject = [scan["subject"] for scan in found for _ in range(len(scan["pred"]))]
             columns = {name: pred[:, k].tolist() for k, name in enumerate(self.task.columns)}
             frames.append(pd.DataFrame({"split": split, "subject": subject, **columns, **self.task.truth(label)}))
             metrics[split] = {**self._score(pred, label), "n": len(pred), "subjects": len(set(subject))}
-            constant = self.task.constant(label) if split == "train" else constant
             if constant is not None:
                 metrics[split]["baselines"] = {"constant": self._score(constant.expand(len(label), -1), label)}
-        if rank() > 0:
-            return {}
-        if not frames:
-            raise ValueError("no split has any scan to evaluate; check the cohort and `folds`")
         table = pd.concat(frames, ignore_index=True)
         write_text_atomically(self.output_dir / "predictions.csv", table.to_csv(index=False, lineterminator="\n"))
         write_left_out(self.cohort, self.output_dir / "left_out.csv")
@@ -146,7 +152,7 @@ class TaskEvaluation:
             "cohort": {"facts": cohort_facts(self.cohort)},
             "provenance": dict(self.provenance()),
         }
-        content = json.dumps(facts, indent=2, default=str)
+        content = json.dumps(without_paths(plain(facts)), indent=2, allow_nan=False)
         text = (
             f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
             f"<h1>{html.escape(title)}</h1>\n{scores.to_html(index=False, float_format='%.3f', na_rep='')}\n"

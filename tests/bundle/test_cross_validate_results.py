@@ -10,7 +10,7 @@ import pytest
 from cpic_monai.cross_validation import aggregate, read_method, split_checksum
 from cpic_monai.cross_validation.page import write_results
 from cpic_monai.metrics import summarise
-from cpic_monai.report import read_predictions, write_baselines
+from cpic_monai.report import read_predictions, write_baselines, write_predictions
 from tests.bundle.folds_left import GOOD, add_baseline, results_of
 
 
@@ -82,6 +82,23 @@ def test_baselines_with_predictions_are_pooled_and_compared(tmp_path):
     # An evaluation without baselines leaves none of an earlier one.
     write_baselines({}, tmp_path / "fold_1" / "eval" / "baselines.csv")
     assert "pooled" not in aggregate({"a": read_method("a", tmp_path, 3)}, {}, "mae")["baselines"]["ridge"]
+
+
+def test_the_constant_baseline_learns_from_validation_scans_where_the_method_does(tmp_path):
+    results_of(tmp_path, GOOD)
+
+    def constant(both: bool) -> float:
+        method = read_method("a", tmp_path, 3, [{"fit_on_validation": both}] * 3)
+        return aggregate({"a": method}, {}, "mae")["baselines"]["constant"]["pooled"]["mae"]
+
+    whole = constant(False)
+    for k in range(3):
+        path = tmp_path / f"fold_{k}" / "eval" / "predictions.csv"
+        frame = read_predictions(path)
+        last = (frame["split"] == "train") & (frame["subject"] >= "p5")
+        write_predictions(frame.assign(split=frame["split"].where(~last, "validation")), path)
+    assert constant(True) == pytest.approx(whole)
+    assert constant(False) != pytest.approx(whole)
 
 
 def test_result_over_folds_and_methods(tmp_path):

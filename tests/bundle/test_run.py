@@ -199,7 +199,7 @@ def test_basis_and_head_are_fitted_to_validation_scans_in_the_end(bundle_folder,
     assert all(torch.equal(value, new[key]) for key, value in old.items() if key.startswith("encoder.layers"))
     assert train["test"]["mlll"] != both["test"]["mlll"]
     for baseline in train["test"]["baselines"]:
-        assert baseline == "constant" or train["test"]["baselines"][baseline] != both["test"]["baselines"][baseline]
+        assert train["test"]["baselines"][baseline] != both["test"]["baselines"][baseline]
     assert "fitted to" not in train_facts
     assert both_facts["fitted to"] == "training and validation scans together"
     # Evaluation knows it of the checkpoint.
@@ -255,3 +255,7 @@ def test_brats_overlay_reads_four_sequences(bundle_folder, brats, tmp_path):
     known = {"target_name": "survival", "unit": "days", "cohort#require_target": False}
     run_config("run", ["inference", "brats"], **given, **known)
     assert len(pd.read_csv(tmp_path / "out" / "predictions" / "predictions.csv")) == 12
+    trained, new = (
+        json.loads((tmp_path / "out" / name / "report.json").read_text())["scoring"] for name in ("eval", "predictions")
+    )
+    assert new == trained == {"sigma_min": 10.0, "error_max": 1e12}, "two reports can be compared"

@@ -30,8 +30,10 @@ def test_constant_baseline_by_hand() -> None:
     assert result.loc[5, ["q0.2", "q0.5", "q0.8"]].tolist() == [1008.0, 1020.0, 1032.0]
     assert result.loc[0, ["q0.2", "q0.5", "q0.8"]].tolist() == [108.0, 120.0, 132.0]
     assert (frame["q0.5"] == 0).all()  # the given frame is left alone
-    with pytest.raises(ValueError, match=r"split 'fit'; found the splits \['test', 'train'\]"):
-        constant_baseline(frame, "fit")
+    both = constant_baseline(frame, ["train", "test"])  # a sixth change, -993: the median is 15
+    assert both.loc[0, "q0.5"] == 115.0
+    with pytest.raises(ValueError, match=r"splits \['fit'\]; found the splits \['test', 'train'\]"):
+        constant_baseline(frame, ["fit"])
 
 
 def test_splits_are_scored_apart_and_beside_baselines(osic: pd.DataFrame) -> None:
