@@ -34,14 +34,10 @@ def test_prediction_is_the_networks(settings):
     network = fitted(**settings)
     scan = lazy(images(1, seed=7))[0]
     tabular = torch.tensor([[0.0], [1.0]])
-    kept = dict(getattr(network.indices, "seeds", {}))
     explained = explain(network, scan, tabular, subject="new")
     with torch.no_grad():
         expected = network([scan], tabular, torch.zeros(2, dtype=torch.int64), ["new"])
     torch.testing.assert_close(explained.quantiles, expected)
-    if kept:
-        assert network.indices.kept(["new"]) is not None
-        assert set(network.indices.seeds) > set(kept), "the network's own call keeps seeds, explain does not"
     looked = torch.unique(network.grid.encode(network.looked_at([scan], ["new"])[0]))
     looked = looked[network.grid.inside(looked)]
     assert torch.equal(torch.unique(network.grid.encode(explained.voxels)), looked)

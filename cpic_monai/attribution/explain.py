@@ -163,16 +163,8 @@ def _trains(network: CPICNet, scan: VirtualScan, subject: str) -> tuple[list[Ten
 
     if not isinstance(sets, ScanIndexSets):
         return codes, values, sets.decompose(evaluate(sets.codes()[None]))
-    known = sets.kept([subject]) is not None
-    with torch.no_grad():
-        network.decompose([scan], [subject])  # draws the seeds of a scan not seen before, as predicting it does
-    try:
-        seeds = sets.kept([subject])
-        assert seeds is not None
-        trains, _ = sets.sweep(evaluate, seeds, dtype=network.algebra)
-    finally:
-        if not known:
-            sets.forget([subject])
+    seeds = network.scan_seeds(network.source([scan]), sets, [subject])
+    trains, _ = sets.sweep(evaluate, seeds, dtype=network.algebra)
     return codes, values, trains
 
 

@@ -220,6 +220,7 @@ class ScanIndexSets(nn.Module):
     digest of the subject's name, for a checkpoint names nobody.
 
     Parameters are those of :class:`CohortIndexSets`; ``alternations`` are made, and cost voxels, at every visit.
+    ``seed``, with the number of the draw, fixes the seed voxels of a scan; it is saved with them.
     """
 
     def __init__(
@@ -230,6 +231,7 @@ class ScanIndexSets(nn.Module):
         ridge: Ridge | None = None,
         oversampling: float = 1.0,
         alternations: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.rows, self.columns = oversampled(rank, channels, oversampling)
@@ -237,7 +239,7 @@ class ScanIndexSets(nn.Module):
         self.alternations = alternations
         self.grid, self.rank, self.channels, self.ridge = grid, rank, channels, ridge or Ridge()
         self.seeds: dict[str, Tensor] = {}
-        self.draws, self.draw = 1, 0
+        self.draws, self.draw, self.seed = 1, 0, seed
 
     def sweep(
         self, evaluate: Evaluate, seeds: Tensor, tol: float = 1e-9, dtype: torch.dtype = torch.float64
@@ -275,13 +277,14 @@ class ScanIndexSets(nn.Module):
             self.seeds.pop(digest, None)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Seed voxels by digest, and the number of the draw, which those of subjects never seen follow from."""
-        return {"draw": self.draw, "digests": dict(self.seeds)}
+        """Seed voxels by digest; seed and number of the draw, which those of other scans follow from."""
+        return {"seed": self.seed, "draw": self.draw, "digests": dict(self.seeds)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore :meth:`get_extra_state`; older checkpoints hold seeds by name, the oldest these alone."""
         found = next((state[key] for key in ("digests", "seeds") if isinstance(state.get(key), dict)), state)
         self.draw = 0 if found is state else state["draw"]
+        self.seed = self.seed if found is state else state.get("seed", self.seed)
         named = found is not state.get("digests")
         self.seeds = {_digest(key) if named else key: codes.cpu() for key, codes in found.items()}
 

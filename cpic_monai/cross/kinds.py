@@ -54,7 +54,7 @@ def make_index_sets(
     if kind == "tangent":
         return TangentIndexSets(grid, rank, channels, draws, seed, ridge, oversampling, alternations)
     if kind == "scan":
-        return ScanIndexSets(grid, rank, channels, ridge, oversampling, alternations)
+        return ScanIndexSets(grid, rank, channels, ridge, oversampling, alternations, seed)
     if kind == "every_voxel":
         return EveryVoxel(grid, rank)
     if kind == "picked_values":

@@ -174,7 +174,7 @@ class CPICNet(ScanNetwork):
         scan_index
             int64 ``(R,)``: each row's scan; one row a scan if not given.
         subjects
-            Names of the scans; in ``scan`` mode their index sets are kept under these names.
+            Names of the scans; in ``scan`` mode their index sets are kept under these names in training.
         """
         return self.respond(self.decompose(image, subjects), tabular, scan_index)
 
@@ -265,15 +265,18 @@ class CPICNet(ScanNetwork):
                 seen.append(voxels)
             return self.encode(source.patches(voxels))
 
-        return sets.sweep(evaluate, self._kept_seeds(source, sets, subjects), dtype=self.algebra)[0]
+        return sets.sweep(evaluate, self.scan_seeds(source, sets, subjects), dtype=self.algebra)[0]
 
-    def _kept_seeds(self, source: PatchSource, sets: ScanIndexSets, subjects: Sequence[str] | None) -> Tensor:
-        """Seed codes ``(S, rank)`` of the scans: those kept under their names, else new ones, then kept."""
-        names = list(subjects or ())
+    def scan_seeds(self, source: PatchSource, sets: ScanIndexSets, subjects: Sequence[str] | None) -> Tensor:
+        """Seed codes ``(S, rank)`` of the scans, in training kept under their names from the first visit on.
+
+        In evaluation they follow from the scan alone: another clinic's scan may have the name of one that was seen.
+        """
+        names = list(subjects or ()) if self.training else []
         if (kept := sets.kept(names)) is not None:
             return kept
         # Scan by scan from one seed: what a scan gets does not depend on which others are in its batch.
-        start = self.seed + sets.draw
+        start = sets.seed + sets.draw
         drawn = torch.cat([self.seeds(source[i], torch.Generator().manual_seed(start)) for i in range(source.batch)])
         return torch.stack([sets.keep(n, s) for n, s in zip(names, drawn, strict=True)]) if names else drawn
 

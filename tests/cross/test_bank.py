@@ -93,12 +93,12 @@ def test_own_index_sets_recover_each_scan_and_keep_their_seeds() -> None:
         assert sets.keep(name, codes) is codes
         assert sets.keep(name, codes + 1) is codes, "the first ones stay"
     sets.draw = 5
-    other = ScanIndexSets(GRID, RANK, CHANNELS)
+    other = ScanIndexSets(GRID, RANK, CHANNELS, seed=9)
     other.load_state_dict(sets.state_dict())
     assert other.kept(["b", "a"]).tolist() == [[3, 4], [1, 2]]
     assert other.kept(["a", "nobody"]) is None
     assert other.kept([]) is None
-    assert other.draw == 5, "those of subjects never seen follow from the number of the draw"
+    assert (other.draw, other.seed) == (5, 0), "those of other scans follow from these"
     other.forget(["a", "nobody"])
     assert other.kept(["a"]) is None
     assert other.kept(["b"]).tolist() == [[3, 4]]

@@ -62,6 +62,7 @@ def test_lazy_scans_and_dense_images_are_decoded_alike(index_sets: str) -> None:
     if index_sets == "scan":
         for name in "ab":
             network.indices.keep(name, network.grid.encode(torch.randint(1, 4, (4, 3))))
+        network.train()  # only then are seeds kept
     found = network(image, centres, ["a", "b"])
     assert found.shape == (2, 2, 1, 3, 3, 3)
     assert found.dtype == torch.float32
