@@ -38,14 +38,15 @@ def find_scans(source: str | Path | Sequence[str | Path], stores_of: str | Path 
     ValueError
         If two scans have one name.
     """
-    paths = [Path(p).expanduser().resolve() for p in ([source] if isinstance(source, str | Path) else source)]
+    given = [source] if isinstance(source, str | Path) else source
+    paths = [Path(os.path.abspath(Path(p).expanduser())) for p in given]  # a link's own name has the suffix
     missing = [str(p) for p in paths if not p.exists()]
     if missing:
         raise FileNotFoundError(f"scans not found: {', '.join(missing[:5])}; check `dataset_dir` or `scans`")
     written = None if stores_of is None else Path(stores_of).expanduser().resolve()
     found: list[Path] = []
     for path in paths:
-        found += [path] if path.is_file() or path.suffix.lower() == ".zarr" else _search(path, written)
+        found += [path] if path.is_file() or path.suffix.lower() == ".zarr" else _search(path.resolve(), written)
     if not found:
         raise FileNotFoundError(
             f"{', '.join(map(str, paths))}: no scan found; expected {', '.join(SUFFIXES)}, folders of DICOM files, "

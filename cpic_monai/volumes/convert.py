@@ -233,7 +233,7 @@ def convert_table(
     for column in columns:
         cells = frame[column].str.strip()
         for cell in cells[cells != ""].unique():
-            source = cell if is_url(cell) else str((path.parent / Path(local_path(cell)).expanduser()).resolve())
+            source = cell if is_url(cell) else os.path.abspath(path.parent / Path(local_path(cell)).expanduser())
             inside = not is_url(cell) and Path(source).is_relative_to(path.parent)
             relative = Path(source).relative_to(path.parent) if inside else Path(source.rstrip("/")).name
             name = store_name(str(relative))

@@ -105,3 +105,10 @@ def test_stores_of_an_earlier_conversion_are_passed_over(tmp_path):
         find_scans(tmp_path)
     assert find_scans(tmp_path, stores_of=tmp_path / "stores") == {"a": tmp_path / "a.nii.gz"}
     assert find_scans(tmp_path, stores_of=tmp_path) == {"a": tmp_path / "a.nii.gz"}
+
+
+def test_a_link_keeps_its_own_name_and_suffix(tmp_path):
+    _save(tmp_path / "blobs" / "real.nii.gz")
+    (tmp_path / "blobs" / "real.nii.gz").rename(tmp_path / "blobs" / "a0f3")
+    (tmp_path / "scan.nii.gz").symlink_to(tmp_path / "blobs" / "a0f3")
+    assert find_scans(tmp_path / "scan.nii.gz") == find_scans(tmp_path) == {"scan": tmp_path / "scan.nii.gz"}

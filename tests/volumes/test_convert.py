@@ -219,6 +219,17 @@ def test_a_table_is_copied_with_the_places_of_the_stores(tmp_path):
         convert_table(tmp_path / "in" / "two.csv", ["image"], tmp_path / "out", SMALL)
 
 
+def test_a_link_in_a_table_is_converted_under_its_own_name(tmp_path):
+    save(tmp_path / "scan.nii.gz", values((9, 8, 7), "int16"))
+    (tmp_path / "scan.nii.gz").rename(tmp_path / "a0f3")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link.nii.gz").symlink_to(tmp_path / "a0f3")
+    (tmp_path / "in" / "cohort.csv").write_text("image\nlink.nii.gz\n")
+    copy, _ = convert_table(tmp_path / "in" / "cohort.csv", ["image"], tmp_path / "out", SMALL, progress=False)
+    assert copy.read_text().split() == ["image", "link.ome.zarr"]
+    np.testing.assert_array_equal(whole(copy.parent / "link.ome.zarr"), values((9, 8, 7), "int16"))
+
+
 def test_the_script_converts_folders_and_tables(tmp_path, capsys):
     save(tmp_path / "in" / "a.nii.gz", values((9, 8, 7), "int16"))
     main = script().main
