@@ -35,13 +35,15 @@ class Recipe:
     quantile_loss
         Of quantiles ``(R, Q)`` and normalised targets ``(R, 1)``.
     ridge
-        Kernel and starting values of :class:`cpic_monai.networks.LeaveOneOutRidge`.
+        A :class:`cpic_monai.networks.LeaveOneOutRidge`, or its kernel and starting values.
     ridge_learning_rate
         Of the ridge's three parameters, which live on a log scale and so take larger steps than weights.
     low_rank_weight
         Weight of the error at held-out voxels in the loss; 0 leaves it out.
     training_draws
         Draws of index sets that training steps will find in the network; the held-out voxels are those of other draws.
+    residual_loss
+        Of the ridge's predictions and normalised targets; by default their mean squared difference.
 
     Attributes
     ----------
@@ -62,15 +64,16 @@ class Recipe:
         name: str,
         network: CPICNet,
         quantile_loss: nn.Module,
-        ridge: dict[str, Any] | None = None,
+        ridge: dict[str, Any] | LeaveOneOutRidge | None = None,
         ridge_learning_rate: float = 0.02,
         low_rank_weight: float = 0.0,
         training_draws: int = 1,
+        residual_loss: nn.Module | None = None,
     ) -> None:
         if name not in RECIPES:
             raise ValueError(f"recipe {name!r} is none of {', '.join(RECIPES)}")
         self.name, self.network = name, network
-        self.ridge = LeaveOneOutRidge(**(ridge or {}))
+        self.ridge = ridge if isinstance(ridge, LeaveOneOutRidge) else LeaveOneOutRidge(**(ridge or {}))
         closed = name == "closed_form"
         if not closed and is_values_only(network.indices):
             raise ValueError(
@@ -86,7 +89,7 @@ class Recipe:
             )
         self.low_rank = LowRankTerm(low_rank_weight, network, training_draws)
         self.inferer = LeaveOneOutInferer(self.ridge, self.low_rank) if closed else JointInferer(self.low_rank)
-        self.loss: nn.Module = self.low_rank.added_to(nn.MSELoss() if closed else quantile_loss)
+        self.loss: nn.Module = self.low_rank.added_to((residual_loss or nn.MSELoss()) if closed else quantile_loss)
         self.prepare_batch = PrepareVisits(with_label=closed, gather=True)
         # The head has no part in the leave-one-out loss: it is fitted on its own when an epoch ends.
         self.parameters: list[dict[str, Any]] = [

@@ -47,6 +47,7 @@ class CohortIndexSets(HostModule):
     left: Tensor
     right: Tensor
     alive: Tensor
+    by_draw: tuple[str, ...] = ("left", "right", "alive")
     #: Whether every draw looks at the same number of voxels, those that only dead pivots want among them.
     fixed_count = False
 
@@ -183,11 +184,7 @@ class CohortIndexSets(HostModule):
         return list(self.grid.encode(voxels))
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Take whatever number of draws the checkpoint holds."""
-        for name in ("left", "right", "alive"):
-            value = state_dict.get(f"{prefix}{name}")
-            if value is not None and value.shape[1:] == getattr(self, name).shape[1:]:
-                setattr(self, name, torch.zeros_like(value, device="cpu"))
+        """Forget what was planned for the index sets of before."""
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._plans, self._stacked = None, {}
 

@@ -54,6 +54,7 @@ class RandomVoxels(HostModule):
     """
 
     picked: Tensor
+    by_draw = ("picked",)
 
     def __init__(
         self, grid: IndexGrid, rank: int, channels: int, draws: int = 1, seed: int = 0, oversampling: float = 1.0
@@ -132,13 +133,6 @@ class RandomVoxels(HostModule):
                 found = _first_of_each(torch.cat([found, self.grid.encode(voxels)]))
             draws.append(found[: self.count])
         self.picked = torch.stack(draws)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Take whatever number of draws the checkpoint holds."""
-        value = state_dict.get(f"{prefix}picked")
-        if value is not None and value.shape[1:] == self.picked.shape[1:]:
-            self.picked = torch.zeros_like(value, device="cpu")
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _first_of_each(codes: Tensor) -> Tensor:

@@ -106,6 +106,7 @@ class TangentIndexSets(PickedValues):
 
     left_gram: Tensor
     right_gram: Tensor
+    by_draw = (*PickedValues.by_draw, "left_gram", "right_gram")
 
     @property
     def mode_sizes(self) -> tuple[int, ...]:
@@ -146,14 +147,6 @@ class TangentIndexSets(PickedValues):
         fitted = [shared_interpolation(evaluate(plan.codes).cpu(), plan) for plan in plans]
         self.register_buffer("left_gram", torch.stack([_stacked(f.left, self.rows) for f in fitted]))
         self.register_buffer("right_gram", torch.stack([_stacked(f.right, self.columns) for f in fitted]))
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Take whatever number of draws the checkpoint holds."""
-        for name in ("left_gram", "right_gram"):
-            value = state_dict.get(f"{prefix}{name}")
-            if value is not None and value.shape[1:] == getattr(self, name).shape[1:]:
-                setattr(self, name, torch.zeros_like(value, device="cpu"))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _taken(values: Tensor, table: Tensor) -> Tensor:

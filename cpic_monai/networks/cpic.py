@@ -82,6 +82,9 @@ class CPICNet(ScanNetwork):
         Voxels from one cell of the index grid to the next, see :class:`cpic_monai.grid.IndexGrid`.
     """
 
+    #: Of the head, for networks whose outputs are no quantiles.
+    head_type = QuantileHead
+
     def __init__(
         self,
         spatial_shape: Sequence[int],
@@ -117,11 +120,9 @@ class CPICNet(ScanNetwork):
     ) -> None:
         super().__init__()
         self.grid = IndexGrid(tuple(spatial_shape), unfolding, grid_step)
-        self.encoder = (
-            PatchEncoder(in_channels, channels, features, pooling=pooling, channel_norm=channel_norm)
-            if encoder
-            else VoxelValues(in_channels)
-        )
+        self.encoder: PatchEncoder | VoxelValues = VoxelValues(in_channels)
+        if encoder:
+            self.encoder = PatchEncoder(in_channels, channels, features, pooling=pooling, channel_norm=channel_norm)
         self.grid_record, self.encoder_record = GridRecord(self.grid), EncoderRecord(self.encoder.pooling, scales)
         self.rank, self.seed, self.scales, self.moving_basis = rank, seed, tuple(scales), moving_basis
         self.index_batch_bytes, self.foreground = index_batch_bytes, foreground
@@ -138,7 +139,7 @@ class CPICNet(ScanNetwork):
             modes = getattr(self.indices, "mode_sizes", self.grid.mode_sizes)
             learned = TensorTrainRegression(modes, depth, trl_rank or rank, rank, trl_dropout)
             self.basis = learned  # it has the basis's methods
-        self.head = QuantileHead(rank, tabular_features, tabular_hidden, joint_hidden, quantiles, noise, batch_norm)
+        self.head = self.head_type(rank, tabular_features, tabular_hidden, joint_hidden, quantiles, noise, batch_norm)
 
     @property
     def patch_size(self) -> int:

@@ -109,13 +109,6 @@ class LogitHead(QuantileHead):
         """The last layer's ``(R, Q)``."""
         return raw
 
-    @classmethod
-    def like(cls, head: QuantileHead) -> LogitHead:
-        """With the layers of another head."""
-        new = cls.__new__(cls)
-        new.__dict__ = head.__dict__
-        return new
-
 
 def ordered(raw: Tensor, widths: Tensor | None = None) -> Tensor:
     """Quantiles that cannot cross: the middle output, and softplus steps away from it on both sides.

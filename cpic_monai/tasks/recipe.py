@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from cpic_monai.engines import Recipe
-from cpic_monai.inferers import LeaveOneOutInferer
 from cpic_monai.networks import CPICNet, LeaveOneOutRidge
 from cpic_monai.networks.heads import LogitHead
 from cpic_monai.tasks.task import Task
@@ -19,9 +18,7 @@ __all__ = ["LogitCPICNet", "TaskRecipe", "WorkingRidge"]
 class LogitCPICNet(CPICNet):
     """:class:`cpic_monai.networks.CPICNet` whose head's outputs are in no order; ``quantiles`` is their number."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.head = LogitHead.like(self.head)
+    head_type = LogitHead
 
 
 class WorkingRidge(LeaveOneOutRidge):
@@ -88,12 +85,10 @@ class TaskRecipe(Recipe):
                 f"the task wants {task.outputs} of a LogitHead: an overlay behind that of the task has replaced "
                 "`network_def` by a network of quantiles (configs/resnet.json knows quantiles alone)"
             )
-        super().__init__(name, network, task.loss, ridge, ridge_learning_rate, low_rank_weight, training_draws)
-        self.ridge = WorkingRidge(task, **(ridge or {}))
-        self.parameters[1]["params"] = list(self.ridge.parameters())
-        if self.fits_head:
-            self.inferer = LeaveOneOutInferer(self.ridge, self.low_rank)
-            self.loss = self.low_rank.added_to(ResidualLoss())
+        super().__init__(
+            name, network, task.loss, WorkingRidge(task, **(ridge or {})), ridge_learning_rate, low_rank_weight,
+            training_draws, ResidualLoss(),
+        )  # fmt: skip
 
 
 class ResidualLoss(nn.Module):
