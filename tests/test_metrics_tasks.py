@@ -97,7 +97,7 @@ def test_class_metrics_by_hand() -> None:
     assert float(ClassLoss()(logits, truth)) == pytest.approx(found["log_loss"])
     auc = classification_metrics(2)["auc"]
     assert math.isnan(auc.of(pred, torch.zeros(4))), "one class alone has no curve"
-    with pytest.raises(ValueError, match="1 of 4 rows"):
+    with pytest.raises(ValueError, match="1 of 4 true values are not finite"):
         auc(pred, torch.tensor([[0.0], [math.nan], [1.0], [1.0]]))
 
 

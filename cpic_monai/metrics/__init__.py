@@ -28,7 +28,7 @@ from cpic_monai.metrics.quantile import (
     RootMeanSquaredError,
     missing_level,
 )
-from cpic_monai.metrics.rows import RowMetric
+from cpic_monai.metrics.rows import RowMetric, ScoreOfRows
 from cpic_monai.metrics.survival import ConcordanceIndex, CoxLikelihood, survival_metrics
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "QuantileMetric",
     "RootMeanSquaredError",
     "RowMetric",
+    "ScoreOfRows",
     "classification_metrics",
     "missing_level",
     "quantile_columns",

@@ -7,12 +7,12 @@ import math
 import torch
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
-from cpic_monai.metrics.rows import RowMetric
+from cpic_monai.metrics.rows import ScoreOfRows
 
 __all__ = ["Accuracy", "AreaUnderCurve", "LogLoss", "classification_metrics"]
 
 
-class AreaUnderCurve(RowMetric):
+class AreaUnderCurve(ScoreOfRows):
     """Area under the ROC curve; of more than two classes the mean over classes, each against the rest.
 
     NaN where a class has no row, or all rows.
@@ -26,14 +26,14 @@ class AreaUnderCurve(RowMetric):
         return float(roc_auc_score(truth.long(), pred, multi_class="ovr", average="macro"))
 
 
-class Accuracy(RowMetric):
+class Accuracy(ScoreOfRows):
     """Share of rows whose most probable class is the true one."""
 
     def of(self, pred: torch.Tensor, truth: torch.Tensor) -> float:
         return float(accuracy_score(truth.long(), pred.argmax(1)))
 
 
-class LogLoss(RowMetric):
+class LogLoss(ScoreOfRows):
     """Mean negative log probability of the true class."""
 
     def of(self, pred: torch.Tensor, truth: torch.Tensor) -> float:
@@ -41,6 +41,6 @@ class LogLoss(RowMetric):
         return float(log_loss(truth.long(), pred, labels=list(range(self.columns))))
 
 
-def classification_metrics(classes: int) -> dict[str, RowMetric]:
+def classification_metrics(classes: int) -> dict[str, ScoreOfRows]:
     """New metrics by name: ``auc`` and ``accuracy`` (greater is better), ``log_loss`` (smaller is better)."""
     return {"auc": AreaUnderCurve(classes), "accuracy": Accuracy(classes), "log_loss": LogLoss(classes)}

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from monai.metrics import CumulativeIterationMetric
-from monai.utils import convert_to_tensor
 
-from cpic_monai.losses import as_rows, check_quantiles, pinball
+from cpic_monai.losses import check_quantiles, pinball
+from cpic_monai.metrics.rows import RowMetric
 
 LEVELS = (0.2, 0.5, 0.8)
 
@@ -25,9 +22,9 @@ def missing_level(quantiles: Sequence[float], *levels: float) -> float | None:
     return None
 
 
-class QuantileMetric(CumulativeIterationMetric):
+class QuantileMetric(RowMetric):
     """
-    Base of the metrics here: checks shapes and finiteness, works in float64, and reduces the rows by their mean.
+    Base of the metrics here, which reduce the rows by their mean.
 
     Parameters
     ----------
@@ -37,7 +34,7 @@ class QuantileMetric(CumulativeIterationMetric):
 
     def __init__(self, quantiles: Sequence[float] = LEVELS) -> None:
         self.quantiles = check_quantiles(quantiles)
-        super().__init__()
+        super().__init__(len(self.quantiles))
 
     def column(self, level: float) -> int:
         """
@@ -55,82 +52,7 @@ class QuantileMetric(CumulativeIterationMetric):
             )
         return int(np.argmin(np.abs(np.asarray(self.quantiles) - level)))
 
-    @abstractmethod
-    def _rows(self, pred: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """Values to keep of every row: float64 (R, Q) and (R, 1) in, (R, K) out."""
-
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-        """
-        Values of every row.
-
-        Parameters
-        ----------
-        y_pred : Tensor, shape (R, Q)
-        y : Tensor, shape (R, 1) or (R,)
-
-        Returns
-        -------
-        Tensor, float64, shape (R, K); K = 1, for `R2` 2
-
-        Raises
-        ------
-        QuantileShapeError
-            If the shapes do not belong together.
-        ValueError
-            If `y` is missing, there are no rows, or a value is not finite.
-        """
-        name = type(self).__name__
-        if y is None:
-            raise ValueError(f"{name} needs the true values y; got none (label the batch, or leave the metric out)")
-        pred, truth = as_rows(y_pred, y, len(self.quantiles))
-        if not len(pred):
-            raise ValueError(f"{name} got a batch without rows; every scan must bring at least one visit")
-        # Plain tensors: a MetaTensor's metadata would be carried by every row of the buffer.
-        pred = convert_to_tensor(pred, dtype=torch.float64, track_meta=False)
-        truth = convert_to_tensor(truth, dtype=torch.float64, device=pred.device, track_meta=False)
-        for what, values in (("predictions", pred), ("true values", truth)):
-            bad = int((~torch.isfinite(values)).sum())
-            if bad:
-                raise ValueError(
-                    f"{name}: {bad} of {values.numel()} {what} are not finite (NaN or infinite) in a batch of "
-                    f"{len(values)} rows; leave rows without a truth out, and look for a diverged network otherwise"
-                )
-        return self._rows(pred, truth)
-
-    def _buffer(self) -> torch.Tensor:
-        buffer = self.get_buffer()
-        if not isinstance(buffer, torch.Tensor):
-            raise ValueError(f"{type(self).__name__} has no rows to aggregate; was the data loader empty?")
-        return buffer
-
-    def aggregate(self) -> torch.Tensor:
-        """
-        The metric over all rows of all processes since the last reset; every process must call it.
-
-        Returns
-        -------
-        Tensor, float64, scalar
-
-        Raises
-        ------
-        ValueError
-            If there are no rows.
-        """
-        return self.reduce(self._buffer())
-
     def reduce(self, rows: torch.Tensor) -> torch.Tensor:
-        """
-        The metric of these rows alone, without the buffer and without asking other processes.
-
-        Parameters
-        ----------
-        rows : Tensor, float64, shape (R, K)
-            What calling the metric returns.
-
-        Returns
-        -------
-        Tensor, float64, scalar
-        """
         return rows.mean()
 
 

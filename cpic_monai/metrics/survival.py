@@ -7,12 +7,12 @@ import math
 import torch
 
 from cpic_monai.losses import CoxLoss
-from cpic_monai.metrics.rows import RowMetric
+from cpic_monai.metrics.rows import ScoreOfRows
 
 __all__ = ["ConcordanceIndex", "CoxLikelihood", "survival_metrics"]
 
 
-class ConcordanceIndex(RowMetric):
+class ConcordanceIndex(ScoreOfRows):
     """
     Harrell's concordance index: the share of comparable pairs whose higher hazard is that of the earlier event.
 
@@ -40,7 +40,7 @@ class ConcordanceIndex(RowMetric):
             return math.nan
 
 
-class CoxLikelihood(RowMetric):
+class CoxLikelihood(ScoreOfRows):
     """Negative log partial likelihood per event (Efron's ties): smaller is better, and it depends on the cohort.
 
     NaN without an event, where the loss is 0: there is nothing to be likely.
@@ -53,6 +53,6 @@ class CoxLikelihood(RowMetric):
         return float(CoxLoss()(pred, truth)) if bool((truth > 0).any()) else math.nan
 
 
-def survival_metrics() -> dict[str, RowMetric]:
+def survival_metrics() -> dict[str, ScoreOfRows]:
     """New metrics by name: ``concordance`` (greater is better), ``cox`` (smaller is better)."""
     return {"concordance": ConcordanceIndex(), "cox": CoxLikelihood()}

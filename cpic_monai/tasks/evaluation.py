@@ -133,11 +133,10 @@ class TaskEvaluation:
         return [scan for turn in zip_longest(*gather_objects(parts)) for scan in turn if scan is not None]
 
     def _score(self, pred: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
-        scores = {}
-        for name, metric in self.task.metrics().items():
-            rows = torch.as_tensor(metric(pred, label))
-            scores[name] = metric.of(rows[:, :-1], rows[:, -1])  # type: ignore[attr-defined]
-        return scores
+        return {
+            name: float(metric.reduce(torch.as_tensor(metric(pred, label))))
+            for name, metric in self.task.metrics().items()
+        }
 
     def _page(self, metrics: Mapping[str, Mapping[str, Any]]) -> None:
         """The metrics as a table, and what the cohort and the run were."""

@@ -6,11 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from monai.metrics import CumulativeIterationMetric
 from torch import Tensor, nn
 
 from cpic_monai.losses import ClassLoss, CoxLoss
-from cpic_monai.metrics import classification_metrics, survival_metrics
+from cpic_monai.metrics import RowMetric, classification_metrics, survival_metrics
 
 __all__ = ["ClassTask", "SurvivalTask", "Task"]
 
@@ -46,7 +45,7 @@ class Task(ABC):
         """What is reported for everybody ``(K,)`` by one who has seen these labels ``(R, 1)`` and no scan."""
 
     @abstractmethod
-    def metrics(self) -> dict[str, CumulativeIterationMetric]:
+    def metrics(self) -> dict[str, RowMetric]:
         """New metrics by name."""
 
     @abstractmethod
@@ -97,7 +96,7 @@ class ClassTask(Task):
         counts = nn.functional.one_hot(label[:, 0].long(), len(self.classes)).sum(0).double().clamp_min(0.5)
         return counts / counts.sum()
 
-    def metrics(self) -> dict[str, CumulativeIterationMetric]:
+    def metrics(self) -> dict[str, RowMetric]:
         """``auc``, ``accuracy``, ``log_loss``."""
         return {**classification_metrics(len(self.classes))}
 
@@ -140,7 +139,7 @@ class SurvivalTask(Task):
         """Hazards all equal."""
         return label.new_zeros(1)
 
-    def metrics(self) -> dict[str, CumulativeIterationMetric]:
+    def metrics(self) -> dict[str, RowMetric]:
         """``concordance``, ``cox``."""
         return {**survival_metrics()}
 
