@@ -1,11 +1,13 @@
-"""Recipes: what MONAI's ``SupervisedTrainer`` needs to train C-PIC one way or the other; and the run of a trainer."""
+"""Recipes: what MONAI's ``SupervisedTrainer`` needs to train C-PIC one way or the other; and the runs of engines."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
 from monai.handlers import MLFlowHandler
 from torch import nn
 
@@ -102,6 +104,15 @@ class Recipe:
         """Move the ridge's parameters."""
         self.ridge.to(device)
         return self
+
+
+def run_over(engine: Evaluator, loader: Any, collect: Callable[[], None]) -> None:
+    """Run an evaluator once over a loader, ``collect`` after every batch; not at all over one without scans."""
+    if len(loader):
+        with engine.add_event_handler(Events.ITERATION_COMPLETED, collect):
+            engine.data_loader = loader
+            engine.state.epoch_length = len(loader)
+            engine.run()
 
 
 def train(trainer: Engine, validator: Engine, tracker: MLFlowHandler | None = None) -> None:

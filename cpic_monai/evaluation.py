@@ -6,7 +6,6 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ import nibabel
 import numpy as np
 import pandas as pd
 import torch
-from ignite.engine import Events
 from monai.engines import Evaluator
 from torch import Tensor, nn
 
 from cpic_monai.atomic import write_text_atomically
 from cpic_monai.attribution import explain, shared_reference
 from cpic_monai.batches import ToUnits, collate_visits
-from cpic_monai.distributed import gather_objects, rank
+from cpic_monai.distributed import gather_scans, rank
+from cpic_monai.engines import run_over
 from cpic_monai.handlers.fit import HeadSchedule, fit_head
 from cpic_monai.handlers.share import share_index_sets
 from cpic_monai.networks import CPICNet
@@ -179,13 +178,8 @@ class Evaluation:
             rows = _rows(engine.state.batch, engine.state.output, split, self.quantiles)
             parts.extend(scan for _, scan in rows.groupby(engine.state.batch["scan_index"].tolist()))
 
-        if len(loader):
-            with engine.add_event_handler(Events.ITERATION_COMPLETED, collect):
-                engine.data_loader = loader
-                engine.state.epoch_length = len(loader)
-                engine.run()
-        # Scans were dealt to the processes in turn (cpic_monai.distributed.deal), and are taken back in turn.
-        scans = [scan for turn in zip_longest(*gather_objects(parts)) for scan in turn if scan is not None]
+        run_over(engine, loader, collect)
+        scans = gather_scans(parts)
         return pd.concat(scans, ignore_index=True) if scans else pd.DataFrame()
 
     def pictured(self, frame: pd.DataFrame) -> list[int]:

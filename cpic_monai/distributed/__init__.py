@@ -10,6 +10,7 @@ from cpic_monai.distributed.gather import (
     broadcast_module,
     gather_objects,
     gather_rows,
+    gather_scans,
     gather_trains,
     gather_visits,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "first",
     "gather_objects",
     "gather_rows",
+    "gather_scans",
     "gather_trains",
     "gather_visits",
     "local_device",

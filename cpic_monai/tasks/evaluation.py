@@ -6,17 +6,16 @@ import html
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from ignite.engine import Events
 from monai.engines import Evaluator
 
 from cpic_monai.atomic import write_text_atomically
-from cpic_monai.distributed import gather_objects, rank
+from cpic_monai.distributed import gather_scans, rank
+from cpic_monai.engines import run_over
 from cpic_monai.report import write_metrics
 from cpic_monai.report.cohort_facts import cohort_facts, write_left_out
 from cpic_monai.report.provenance import without_paths
@@ -124,13 +123,8 @@ class TaskEvaluation:
                 pred = torch.as_tensor(out["pred"]).cpu()[rows]
                 parts.append({"subject": subject, "pred": pred, "label": labels[rows]})
 
-        if len(loader):
-            with engine.add_event_handler(Events.ITERATION_COMPLETED, collect):
-                engine.data_loader = loader
-                engine.state.epoch_length = len(loader)
-                engine.run()
-        # Scans were dealt to the processes in turn (cpic_monai.distributed.deal), and are taken back in turn.
-        return [scan for turn in zip_longest(*gather_objects(parts)) for scan in turn if scan is not None]
+        run_over(engine, loader, collect)
+        return gather_scans(parts)
 
     def _score(self, pred: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
         return {

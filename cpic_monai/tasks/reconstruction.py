@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Events
 from monai.engines import Evaluator
 from monai.engines.utils import PrepareBatch
 from torch import Tensor
 
 from cpic_monai.batches import collate_visits
+from cpic_monai.engines import run_over
 from cpic_monai.networks.autoencoder import TensorTrainAutoencoder
 from cpic_monai.report import write_metrics
 from cpic_monai.tasks.reconstruction_picture import write_picture
@@ -120,13 +120,10 @@ class ReconstructionEvaluation:
         def collect() -> None:
             targets.append(engine.state.output["label"].cpu())
 
-        engine.data_loader = loader
-        engine.state.epoch_length = len(loader)
         for rank in self.ranks:
             self.network.kept_rank = rank
             targets.clear()
-            with engine.add_event_handler(Events.ITERATION_COMPLETED, collect):
-                engine.run()
+            run_over(engine, loader, collect)
             out |= {f"{name}_rank_{rank}": float(engine.state.metrics[name]) for name in ("psnr", "mse")}
         self.network.kept_rank = None
         known = torch.cat(targets).flatten(1)

@@ -98,7 +98,7 @@ def scoring() -> Result:
 
 def following() -> Result:
     """Index sets of subjects that another process sees in the next epoch."""
-    network = small_network(index_sets="scan")
+    network = small_network(index_sets="scan").train()
     assert isinstance(network.indices, ScanIndexSets)
     items, world = cohort(), distributed.world_size()
     for epoch in range(world):
