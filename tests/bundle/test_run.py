@@ -82,7 +82,7 @@ def test_training_leaves_checkpoint_metrics_report_and_tracking(trained, phantom
 
 def test_checkpoint_holds_tensors_and_plain_containers(trained):
     checkpoint = torch.load(trained / "models" / "model.pt", weights_only=True)
-    assert set(checkpoint) == {"model", "encoder", "trained_on"}
+    assert set(checkpoint) == {"model", "encoder", "trained_on", "ridge"}
     assert any(key.startswith("basis.core_0_") for key in checkpoint["model"])
 
 
@@ -153,8 +153,9 @@ def test_paper_recipe_trains(bundle_folder, phantom, tmp_path):
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert np.isfinite(metrics["test"]["mlll"])
     checkpoint = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
-    assert checkpoint["model"]["indices._extra_state"]["seeds"], "index sets by subject belong to the checkpoint"
-    # Voxels of the test scans, which the checkpoint has never seen, follow from the number of the draw.
+    state = checkpoint["model"]["indices._extra_state"]
+    assert not state["digests"], "an epoch's own index sets end with it"
+    # Voxels of the scans predicted follow from the number of the draw.
     shutil.copytree(tmp_path / "models", tmp_path / "again" / "models")
     again = {**MODEL, **SPLIT, "index_sets": "scan", "sampling": []}
     run_config("evaluating", "evaluate", **again, dataset_dir=str(phantom), output_dir=str(tmp_path / "again"))
