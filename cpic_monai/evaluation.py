@@ -22,7 +22,6 @@ from cpic_monai.batches import ToUnits, collate_visits
 from cpic_monai.distributed import gather_scans, rank
 from cpic_monai.engines import run_over
 from cpic_monai.handlers.fit import HeadSchedule, fit_head
-from cpic_monai.handlers.share import share_index_sets
 from cpic_monai.networks import CPICNet
 from cpic_monai.report import (
     PickedScan,
@@ -127,7 +126,6 @@ class Evaluation:
         parts = [part for name, loader in self.loaders.items() if len(part := self.predict(name, loader))]
         if not parts:
             raise ValueError("no split has any scan to evaluate; check the cohort and `folds`")
-        share_index_sets(self.evaluator.network)  # type: ignore[attr-defined]
         if rank() > 0:
             return {}
         frame = pd.concat(parts, ignore_index=True)

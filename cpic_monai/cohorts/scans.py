@@ -135,8 +135,9 @@ def _unmatched(path: str, subject_column: str, rows: Sequence[str], scans: Seque
     ValueError
         If nothing has: all predictions would be from mean values.
     """
-    without_row = [name for name in scans if name not in set(rows)]
-    without_scan = [name for name in rows if name not in set(scans)]
+    with_row, with_scan = set(rows), set(scans)
+    without_row = [name for name in scans if name not in with_row]
+    without_scan = [name for name in rows if name not in with_scan]
     if len(without_row) == len(scans):
         raise ValueError(
             f"{path}: column {subject_column!r} names none of the {len(scans)} scans; it has {_some(rows)}, the scans "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import zip_longest
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +15,6 @@ from cpic_monai.distributed.processes import rank, together, world_size
 from cpic_monai.tensor_train import TensorTrain
 
 T = TypeVar("T")
-_NONE: Any = object()
 
 
 def gather_rows(rows: Tensor, what: str = "rows") -> Tensor:
@@ -95,9 +93,9 @@ def gather_objects(item: T) -> list[T]:
 
 def gather_scans(mine: Sequence[T]) -> list[T]:
     """What every process has of the scans dealt to it, one thing a scan, back in the order of the split."""
-    # Dealt in turn, they are taken back in turn (cpic_monai.distributed.deal).
-    turns = zip_longest(*gather_objects(list(mine)), fillvalue=_NONE)
-    return [scan for turn in turns for scan in turn if scan is not _NONE]
+    parts = gather_objects(list(mine))
+    scans = [scan for part in parts for scan in part]
+    return [scans[place] for place in dealt_order([len(part) for part in parts]).tolist()]
 
 
 @torch.no_grad()

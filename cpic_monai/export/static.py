@@ -61,7 +61,7 @@ class StaticCPIC(nn.Module):
             self.projection: nn.Module = LinearProjection(sets, network.basis, network.encoder.channels)
         else:
             self.projection = TrainProjection(sets, network.basis)
-        self.to(next(network.head.parameters()).device).eval()
+        self.to(network.device).eval()
 
     def forward(self, image: Tensor, tabular: Tensor | None = None, scan_index: Tensor | None = None) -> Tensor:
         """Quantiles float32 ``(R, Q)``, one row a visit, as :meth:`cpic_monai.networks.CPICNet.forward` gives them.

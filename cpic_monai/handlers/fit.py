@@ -104,7 +104,6 @@ class FitBasisAndHead:
         # Weights that learn by their gradient have nothing to be fitted to: no pass over the scans for them.
         if self.schedule is not None or not self.network.basis.learned:
             self._fit()
-            share_index_sets(self.network)
         # Equal by construction; bit for bit also where processes compute on unlike hardware.
         broadcast_module(self.network)
         self.network.train(training)

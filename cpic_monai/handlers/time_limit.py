@@ -53,8 +53,7 @@ class TrainingTimeLimit:
     def attach(self, engine: Engine) -> None:
         """Stop this engine."""
         engine.add_event_handler(Events.STARTED, self._start)
-        if self.limit_sec is not None:
-            engine.add_event_handler(Events.STARTED | Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.STARTED | Events.ITERATION_COMPLETED, self)
 
     def _start(self) -> None:
         self._started = time.monotonic()

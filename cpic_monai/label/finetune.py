@@ -136,7 +136,7 @@ def fine_tune(bundle: LabelBundle, items: Sequence[Mapping[str, Any]], how: Fine
     data = Dataset(bundle.encoder.apply(items), bundle.pipeline("preprocessing"))
     size = int(bundle.get("batch_size", 20))
     loader = DataLoader(data, batch_size=size, collate_fn=collate_visits)
-    device = next(network.parameters()).device
+    device = network.device
     trains, rows = collect_trains(network, loader, device)
     before = _loss(network, trains, rows, loss)
     if how.epochs:

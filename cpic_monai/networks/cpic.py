@@ -124,7 +124,7 @@ class CPICNet(ScanNetwork):
         if encoder:
             self.encoder = PatchEncoder(in_channels, channels, features, pooling=pooling, channel_norm=channel_norm)
         self.grid_record, self.encoder_record = GridRecord(self.grid), EncoderRecord(self.encoder.pooling, scales)
-        self.rank, self.seed, self.scales, self.moving_basis = rank, seed, tuple(scales), moving_basis
+        self.rank, self.scales, self.moving_basis = rank, tuple(scales), moving_basis
         self.index_batch_bytes, self.foreground = index_batch_bytes, foreground
         if algebra not in ALGEBRA:
             raise ValueError(f"algebra {algebra!r} is none of {', '.join(ALGEBRA)}")
@@ -145,11 +145,6 @@ class CPICNet(ScanNetwork):
     def patch_size(self) -> int:
         """Edge of the cube that the encoder looks at, in voxels."""
         return self.encoder.patch_size
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes; that of the head where there is no encoder to learn."""
-        return next(self.parameters()).device
 
     @property
     def shared_voxels(self) -> bool:

@@ -154,8 +154,7 @@ class ScanResNet(ScanNetwork):
                 f"image has shape {tuple(image.shape)}; expected (S, {', '.join(map(str, wanted))}): make `Resized` "
                 "and the network agree on `spatial_shape`"
             )
-        device = next(self.encoder.parameters()).device
-        values = self.encoder(image.to(device, torch.float32)).flatten(2)
+        values = self.encoder(image.to(self.device, torch.float32)).flatten(2)
         if self.projection != "trl":
             values = values.mean(2, keepdim=True)
         return [TensorTrain((values.transpose(1, 2)[:, None].double(),))]

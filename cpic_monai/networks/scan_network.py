@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cpic_monai.networks.heads import QuantileHead
@@ -27,6 +28,11 @@ class ScanNetwork(nn.Module):
     basis: Any
     head: QuantileHead
     moving_basis: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; that of the head where there is no encoder to learn."""
+        return next(self.parameters()).device
 
     def respond(
         self, trains: Sequence[TensorTrain], tabular: Tensor | None = None, scan_index: Tensor | None = None

@@ -149,15 +149,17 @@ def ensure_template(
         Of the scans.
     """
     path = Path(path)
+    there = made_from(path) if path.exists() else None
+    if there == "":
+        return path
     settings = {"spacing": spacing, "padding_value": padding_value, "kind": kind, "region": region, "rounds": rounds}
     scans = [volume_of(number) for number in range(0, len(names), max(1, -(-len(names) // most)))]
     facts = hashlib.sha256()
     feed(facts, [settings, intensity, most, list(names), [scan.identity for scan in scans]])
     digest = MARK + facts.hexdigest()[:32]
-    if path.exists():
-        there = made_from(path)
-        if there in ("", digest):
-            return path
+    if there == digest:
+        return path
+    if there is not None:
         logger.warning(f"{path} was made of other scans or with other settings: it is made anew")
     chosen = tqdm(scans, desc="read scans for the template", unit="scan", leave=False)
     images = [coarse_image(volume, spacing, intensity, padding_value) for volume in chosen]

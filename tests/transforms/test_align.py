@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bodies import CENTRES, PLACES, VIEW, aligner, body, coarse, moved, picture, to, write_scans
+from bodies import CENTRES, PLACES, VIEW, aligner, body, coarse, moved, picture, to
 from monai.transforms import Orientationd, RandAffined
 
 from cpic_monai.transforms import AlignToTemplated, LazyCompose, LoadVolumed, VirtualScand, fit_transforms
@@ -72,19 +72,6 @@ def test_a_coarse_image_shows_the_scan_where_it_lies():
 def values_centre(values, affine):
     voxels = np.argwhere(values >= 0).astype(float)
     return to(affine, voxels).T @ values.ravel() / values.sum()
-
-
-@pytest.fixture(scope="module")
-def scans(tmp_path_factory):
-    return write_scans(tmp_path_factory.mktemp("scans"))
-
-
-@pytest.fixture(scope="module")
-def template(scans, tmp_path_factory):
-    """Made of the scans, once for all tests here."""
-    path = tmp_path_factory.mktemp("template") / "template.nii.gz"
-    fit_transforms([LoadVolumed("image"), aligner(path)], scans)
-    return path
 
 
 def views(scans, template, *further, **settings):

@@ -8,23 +8,10 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-from bodies import PLACES, aligner, coarse, write_scans
+from bodies import PLACES, aligner, coarse
 
 from cpic_monai.transforms import HUWindow, LoadVolumed, fit_transforms
 from cpic_monai.transforms.template import load_template, made_from, save_template
-
-
-@pytest.fixture(scope="module")
-def scans(tmp_path_factory):
-    return write_scans(tmp_path_factory.mktemp("scans"))
-
-
-@pytest.fixture(scope="module")
-def template(scans, tmp_path_factory):
-    """Made of the scans, once for all tests here."""
-    path = tmp_path_factory.mktemp("template") / "template.nii.gz"
-    fit_transforms([LoadVolumed("image"), aligner(path)], scans)
-    return path
 
 
 def test_a_template_that_is_there_stays(scans, template):
